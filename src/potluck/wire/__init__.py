@@ -1,0 +1,1 @@
+"""What travels: frozen messages, ledger records, invites, and the size-bounded codec for them."""

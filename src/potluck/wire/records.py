@@ -1,0 +1,181 @@
+"""Records of the ledger, and the hash chain that binds them.
+
+The ledger is the run: genesis, then opens, reassignments, commits and snapshots in one order.
+A peer's state is a function of it and of the parts that it names.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from potluck.errors import CorruptData
+from potluck.wire.codec import decode, digest, encode
+
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+PeerId = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Reason = Annotated[str, Meta(max_length=2000)]
+
+ZERO = "0" * 64
+"""The hash before the first record."""
+
+
+class Blob(Struct, frozen=True):
+    """A file kept as fixed chunks, each named by its digest: chunk i holds bytes [i·chunk, (i+1)·chunk)."""
+
+    name: Annotated[str, Meta(max_length=200)]
+    size: Count
+    chunk_bytes: Annotated[int, Meta(ge=1, le=1 << 26)]
+    chunks: Annotated[tuple[Digest, ...], Meta(max_length=8192)]
+
+
+class TensorSpec(Struct, frozen=True):
+    """One trained tensor: its name in the model and its shape."""
+
+    name: Annotated[str, Meta(max_length=300)]
+    shape: Annotated[tuple[Count, ...], Meta(max_length=8)]
+
+
+class Member(Struct, frozen=True, order=True):
+    """A peer in one of its lives: a process that restarts under the same key is another member."""
+
+    peer: PeerId
+    session: Annotated[str, Meta(max_length=32)]
+
+
+class PartInfo(Struct, frozen=True):
+    """The reduced result of one part: its bytes by digest, and who is in it with what weight (tokens).
+
+    ``contributors`` holds indices into the round's members, ascending, with the weight of each.
+    """
+
+    part: Count
+    digest: Digest
+    size: Count
+    contributors: Annotated[tuple[tuple[Count, float], ...], Meta(max_length=20_000)]
+
+    @property
+    def weight(self) -> float:
+        """Sum of the contributors' weights."""
+        return sum(weight for _, weight in self.contributors)
+
+
+class Genesis(Struct, frozen=True, tag=True):
+    """The first record: everything that defines the run, by value or by digest."""
+
+    run: Annotated[str, Meta(max_length=64)]
+    wire: int
+    recipe: Annotated[str, Meta(max_length=100_000)]
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(max_length=20_000)]
+    parts: Annotated[int, Meta(ge=1, le=65_536)]
+    state: Digest
+    assets: tuple[Blob, ...] = ()
+
+
+class Open(Struct, frozen=True, tag=True):
+    """A round begins: ``reducers[p]`` is the index of the member that reduces part p.
+
+    ``attempt`` is 0, or one more than that of the open round it replaces.
+    ``base`` is the state digest that members start from; ``grace_s`` how long reducers wait.
+    """
+
+    round: Count
+    attempt: Count
+    members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=20_000)]
+    reducers: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=65_536)]
+    base: Digest
+    grace_s: float
+    reason: Reason
+
+
+class Reassign(Struct, frozen=True, tag=True):
+    """Parts of the open round get another reducer: pairs (part, index of the new reducer)."""
+
+    round: Count
+    attempt: Count
+    moves: Annotated[tuple[tuple[Count, Count], ...], Meta(min_length=1, max_length=65_536)]
+    reason: Reason
+
+
+class Commit(Struct, frozen=True, tag=True):
+    """A round is done: one result per part. ``tokens`` counts each contributor once."""
+
+    round: Count
+    attempt: Count
+    parts: Annotated[tuple[PartInfo, ...], Meta(min_length=1, max_length=65_536)]
+    tokens: Count
+    loss: float | None
+    reason: Reason
+
+
+class Snapshot(Struct, frozen=True, tag=True):
+    """State after a round, as files in chunks, agreed on by its writers."""
+
+    round: Count
+    state: Digest
+    files: tuple[Blob, ...]
+    reason: Reason
+
+
+class Finish(Struct, frozen=True, tag=True):
+    """The run is over."""
+
+    round: Count
+    reason: Reason
+
+
+Body = Genesis | Open | Reassign | Commit | Snapshot | Finish
+
+
+class Record(Struct, frozen=True):
+    """One entry of the ledger: a body, its author, and the hash of the record before."""
+
+    previous: Digest
+    author: PeerId
+    body: Body
+
+
+class Entry(Struct, frozen=True):
+    """A record at its place: sequence (from 1), its hash, and itself."""
+
+    sequence: int
+    hash: str
+    record: Record
+
+
+class Chain:
+    """Follows a ledger from the start and checks each link."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.head = ZERO
+
+    def follow(self, sequence: int, raw: bytes) -> Entry:
+        """The record at ``sequence``, checked to be the next one.
+
+        Raises:
+            ProtocolError: the bytes are not a record.
+            CorruptData: a record is missing, repeated, or does not name the one before.
+        """
+        if sequence != self.sequence + 1:
+            raise CorruptData(f"ledger record {sequence} came where {self.sequence + 1} was due")
+        record = decode(raw, Record)
+        if record.previous != self.head:
+            raise CorruptData(
+                f"ledger record {sequence} names {record.previous[:12]} as the one before it, not "
+                f"{self.head[:12]}: the hub's copy was altered; do not trust this hub"
+            )
+        self.sequence, self.head = sequence, digest(raw)
+        return Entry(sequence, self.head, record)
+
+    def next(self, author: str, body: Body) -> bytes:
+        """Bytes of the record that would follow."""
+        return encode(Record(self.head, author, body))
+
+
+def canonical(value: object) -> bytes:
+    """Deterministic bytes of any wire value, for digests."""
+    return msgspec.msgpack.encode(value, order="deterministic")
