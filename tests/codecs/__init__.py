@@ -1,0 +1,1 @@
+"""Tests of the codecs."""  # noqa: A005 – mirrors potluck.codecs

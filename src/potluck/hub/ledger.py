@@ -11,7 +11,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 
-from potluck.errors import LedgerConflict
+from potluck.errors import LedgerConflict, ProtocolError
+from potluck.wire.codec import MAX_MESSAGE_BYTES
 
 BATCH = 256
 """Records read at a time when replaying."""
@@ -27,6 +28,7 @@ class Ledger(ABC):
         Raises:
             LedgerConflict: ``after`` is not the last sequence.
             LedgerUnavailable: no answer; the record may or may not be in (the tail tells).
+            ProtocolError: the record is over ``MAX_MESSAGE_BYTES``.
         """
 
     @abstractmethod
@@ -52,6 +54,12 @@ class Ledger(ABC):
                 await self.changed(poll_s)
 
 
+def check_size(raw: bytes) -> None:
+    """Raise ``ProtocolError`` when a record is larger than any ledger takes."""
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a record of {len(raw)} bytes is over {MAX_MESSAGE_BYTES}")
+
+
 class MemoryLedger(Ledger):
     """A ledger in this process."""
 
@@ -60,6 +68,7 @@ class MemoryLedger(Ledger):
         self._changed = asyncio.Event()
 
     async def append(self, raw: bytes, after: int) -> int:
+        check_size(raw)
         if after != len(self._records):
             raise LedgerConflict(f"record {after + 1} exists already; the ledger is at {len(self._records)}")
         self._records.append(raw)

@@ -1,1 +1,1 @@
-""""""
+"""The outer optimizer, and the digest of its state."""

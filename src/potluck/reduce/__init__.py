@@ -1,1 +1,1 @@
-""""""
+"""Reduction of the members' contributions to one part."""

@@ -9,20 +9,23 @@ from msgspec import Meta, Struct
 from potluck.wire.codec import WIRE
 from potluck.wire.records import Count, Digest, Member, PartInfo, PeerId, Reason
 
-Phase = Literal["joining", "training", "following", "leaving"]
+Phase = Literal["joining", "training", "following", "leaving", "gone"]
 
 
 class Progress(Struct, frozen=True, kw_only=True):
     """What a peer says of itself, about once a second and at every change: presence and progress in one.
 
-    ``round`` is the last round applied and ``state`` its digest; ``tokens`` and ``steps`` count work that is
-    in no round yet; ``held`` lists the results it has of the open round's attempt; ``snapshots`` maps
-    rounds to digests of the manifests it holds; ``parts_from`` is the first round whose parts it still keeps.
+    ``beat`` counts them, so that one that comes late is dropped; of two sessions the later sorts higher.
+    ``since`` is the length of the ledger when the peer came. ``round`` is the last round applied, ``state``
+    its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``uplink`` is in bytes/s, 0
+    while unknown. ``held`` lists the results held of ``attempt`` of the open round, ``snapshots`` the
+    manifests held by round, ``parts_from`` the first round whose parts are still kept.
     """
 
     wire: int = WIRE
     peer: PeerId
     session: Annotated[str, Meta(max_length=32)]
+    beat: Count = 0
     since: Count = 0
     name: Annotated[str, Meta(max_length=100)] = ""
     version: Annotated[str, Meta(max_length=40)] = ""
@@ -35,6 +38,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     steps: int = 0
     tokens_per_s: float = 0.0
     step_s: float = 0.0
+    uplink: float = 0.0
     loss: float | None = None
     attempt: int = 0
     held: Annotated[tuple[PartInfo, ...], Meta(max_length=65_536)] = ()

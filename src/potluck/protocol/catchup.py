@@ -1,0 +1,179 @@
+"""How a peer reaches the head of the ledger: a snapshot if it must, then every commit since.
+
+The same path serves a joiner, a peer that was away, one whose state drifted, and a member that lacks a
+part of the round just committed. Content is named by digest, so it can come from anybody who has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
+from potluck.protocol.exchange import RETRY_S, Errand
+from potluck.protocol.swarm import Swarm
+from potluck.protocol.view import RunView
+from potluck.wire.messages import Progress
+from potluck.wire.records import Blob, Commit, Snapshot, chunk_sizes
+
+NO_STATE = -1
+"""The round of a peer that has no state yet."""
+
+FLYING_PER_SOURCE = 2
+"""Fetches under way from one peer at a time."""
+
+FLYING = 8
+"""Fetches under way in all."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Content that is wanted: its digest, its size, and the peers that say they have it."""
+
+    digest: str
+    size: int
+    sources: tuple[str, ...]
+
+
+class Catchup:
+    """Brings a peer's state to the last commit. ``have`` is the content that is in its store."""
+
+    def __init__(self, peer: str, have: set[str]) -> None:
+        self.round = NO_STATE
+        self.state = ""
+        self.have = have
+        self.reason = "nothing to catch up with"
+        self._peer = peer
+        self._busy = False
+        self._flying: dict[str, str] = {}
+        self._errands: dict[str, Errand] = {}
+        self._tries: dict[str, int] = {}
+
+    @property
+    def manifest(self) -> dict[str, int]:
+        """Digests being fetched (for tests and status), with how often each was tried."""
+        return {digest: self._tries.get(digest, 0) for digest in sorted(self._flying)}
+
+    # -- what happened ---------------------------------------------------------------------------
+
+    def applied(self, round_: int, state: str) -> None:
+        """The state is now that after ``round_``."""
+        self.round, self.state, self._busy = round_, state, False
+
+    def missing(self, digests: tuple[str, ...]) -> None:
+        """Content that should have been here was not, or was damaged: fetch it again."""
+        self._busy = False
+        for digest in digests:
+            self.have.discard(digest)
+            self._errands.pop(digest, None)
+
+    def drifted(self) -> None:
+        """The state is not what the others have: start over from a snapshot."""
+        self.round, self.state = NO_STATE, ""
+
+    def fetched(self, digest: str, ok: bool, now: float) -> None:
+        """A fetch ended."""
+        self._flying.pop(digest, None)
+        if ok:
+            self.have.add(digest)
+            self._errands.pop(digest, None)
+            self._tries.pop(digest, None)
+        elif digest in self._errands:
+            self._errands[digest] = Errand(retry_at=now + RETRY_S)
+
+    # -- what to do ------------------------------------------------------------------------------
+
+    def poll(self, view: RunView, swarm: Swarm, now: float) -> list[Effect]:
+        """The next step towards the head: fetch, load or apply."""
+        if view.genesis is None or self._busy or self.round >= view.round:
+            return []
+        peers = [p for p in swarm.alive(now) if p.peer != self._peer]
+        commit = view.commits.get(self.round + 1)
+        if self.round != NO_STATE and commit is not None and self._within_reach(commit, peers):
+            return self._replay(commit, peers, now)
+        snapshot = self._choose(view, peers)
+        if snapshot is None:
+            self.reason = "waiting for a peer that holds a snapshot of the run"
+            return []
+        return self._load(snapshot, peers, now)
+
+    def _within_reach(self, commit: Commit, peers: list[Progress]) -> bool:
+        return all(info.digest in self.have for info in commit.parts) or any(
+            _keeps(p, commit.round) for p in peers
+        )
+
+    def _replay(self, commit: Commit, peers: list[Progress], now: float) -> list[Effect]:
+        needs = [
+            Need(info.digest, info.size, _holders(info.digest, commit.round, peers))
+            for info in commit.parts
+            if info.digest not in self.have
+        ]
+        if needs:
+            self.reason = f"fetching {len(needs)} parts of round {commit.round}"
+            return self._fetch(needs, now)
+        self._busy = True
+        self.reason = f"applying round {commit.round}"
+        return [Apply(commit)]
+
+    def _choose(self, view: RunView, peers: list[Progress]) -> Snapshot | None:
+        """The newest recorded snapshot beyond our state that is here, or that somebody alive holds."""
+        for round_ in sorted(view.snapshots, reverse=True):
+            snapshot = view.snapshots[round_]
+            if round_ <= self.round:
+                return None
+            here = all(digest in self.have for digest, _ in chunks(snapshot.files))
+            if here or any(round_ in p.snapshots for p in peers):
+                return snapshot
+        return None
+
+    def _load(self, snapshot: Snapshot, peers: list[Progress], now: float) -> list[Effect]:
+        sources = tuple(p.peer for p in peers if snapshot.round in p.snapshots)
+        needs = [
+            Need(digest, size, sources) for digest, size in chunks(snapshot.files) if digest not in self.have
+        ]
+        if needs:
+            self.reason = f"fetching {len(needs)} chunks of the snapshot of round {snapshot.round}"
+            return self._fetch(needs, now)
+        self._busy = True
+        self.reason = f"loading the snapshot of round {snapshot.round}"
+        return [LoadSnapshot(snapshot)]
+
+    def _fetch(self, needs: list[Need], now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for need in needs:
+            if len(self._flying) >= FLYING:
+                break
+            errand = self._errands.setdefault(need.digest, Errand())
+            source = self._source(need)
+            if need.digest in self._flying or source is None or not errand.due(now):
+                continue
+            self._flying[need.digest] = source
+            self._tries[need.digest] = self._tries.get(need.digest, 0) + 1
+            effects.append(Fetch(need.digest, need.size, source))
+        return effects
+
+    def _source(self, need: Need) -> str | None:
+        """The least busy source; after a failure the next one in turn."""
+        busy = list(self._flying.values())
+        free = [s for s in need.sources if busy.count(s) < FLYING_PER_SOURCE]
+        if not free:
+            return None
+        turn = self._tries.get(need.digest, 0)
+        if turn:
+            return free[turn % len(free)]
+        return min(free, key=lambda s: (busy.count(s), free.index(s)))
+
+
+def chunks(files: tuple[Blob, ...]) -> Iterator[tuple[str, int]]:
+    """Digest and size of every chunk of some files, in order."""
+    for blob in files:
+        yield from zip(blob.chunks, chunk_sizes(blob), strict=True)
+
+
+def _keeps(progress: Progress, round_: int) -> bool:
+    return progress.round >= round_ and progress.parts_from <= round_
+
+
+def _holders(digest: str, round_: int, peers: list[Progress]) -> tuple[str, ...]:
+    """Peers that applied the round and keep its parts, or that hold this one of the round in flight."""
+    return tuple(p.peer for p in peers if _keeps(p, round_) or any(info.digest == digest for info in p.held))

@@ -1,0 +1,332 @@
+"""The core of a peer: view, presence, exchange, catch-up and steward, behind one set of events.
+
+Two rules hold throughout. An event only records what happened; ``poll`` alone decides, from the whole of
+what is known. And everything asked for is asked again until it is answered or no longer wanted.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from potluck.protocol.catchup import NO_STATE, Catchup, chunks
+from potluck.protocol.effects import Announce, Append, Effect, Keep, Note, WriteSnapshot
+from potluck.protocol.exchange import Exchange
+from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
+from potluck.protocol.swarm import Swarm
+from potluck.protocol.view import RunView
+from potluck.wire.messages import Answer, Phase, Progress, PushContribution
+from potluck.wire.records import Commit, Entry, Finish, Member, Open, PartInfo, Reassign, Snapshot, manifest
+
+RANK_S = 0.7
+"""Each further peer in line waits so much longer before it acts as steward, in seconds."""
+
+ANSWER_S = 5.0
+"""An append not answered for so long is taken as lost, in seconds; the ledger arbitrates if it was not."""
+
+TICK_S = 0.25
+"""How often a busy core wants to be polled, in seconds; an idle one needs it once a second."""
+
+
+class PeerCore:
+    """One life of one peer in one run.
+
+    Args:
+        me: this peer and its session.
+        rules: the recipe's, known before the first record is followed.
+        trains: whether it contributes, or only follows.
+        have: digests of content already in its store.
+        snapshot_every: rounds between snapshots.
+    """
+
+    def __init__(
+        self, me: Member, rules: Rules, *, trains: bool, have: set[str], snapshot_every: int
+    ) -> None:
+        self.me = me
+        self.view = RunView()
+        self.swarm = Swarm()
+        self.catchup = Catchup(me.peer, have)
+        self.exchange: Exchange | None = None
+        self.leaving = False
+        self.reason = ""
+        self._rules = rules
+        self._trains = trains
+        self._every = snapshot_every
+        self._own: dict[int, tuple[str, Snapshot]] = {}
+        self._parts_from = 0
+        self._beat = 0
+        self._caught_up = False
+        self._times = Times(0.0, 0.0)
+        self._due: tuple[object, float] = (None, 0.0)
+        self._appending_until: float | None = None
+        self._queue: list[Effect] = []
+
+    # -- the ledger ------------------------------------------------------------------------------
+
+    def followed(self, entry: Entry, now: float) -> None:
+        """A record of the ledger, in order."""
+        skipped = self.view.follow(entry)
+        body = entry.record.body
+        if skipped:
+            self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}")
+            return
+        if isinstance(body, Open):
+            self._opened(body, now)
+        elif isinstance(body, Reassign):
+            assert self.view.open is not None
+            self._times = Times(self._times.committed, now)
+            if self.exchange is not None:
+                self.exchange.follow(self.view.open, now)
+            self._note(f"round {body.round}: {body.reason}")
+        elif isinstance(body, Commit):
+            self.exchange = None
+            self._times = Times(now, now)
+            self._note(f"round {body.round} committed: {body.reason}")
+        elif isinstance(body, Snapshot):
+            self._recorded(body)
+        elif isinstance(body, Finish):
+            self.exchange = None
+            self._note(f"run over: {body.reason}")
+
+    def _opened(self, body: Open, now: float) -> None:
+        assert self.view.open is not None
+        self._times = Times(self._times.committed, now)
+        self._note(f"round {body.round} opened: {body.reason}")
+        self.exchange = Exchange(self.view.open, self.me, now)
+        at_base = self.catchup.round == body.round - 1
+        if at_base and self.catchup.state != body.base:
+            self._note(
+                f"state after round {body.round - 1} is {self.catchup.state[:12]} here and {body.base[:12]} "
+                "elsewhere: taking the state from the others again"
+            )
+            self.catchup.drifted()
+            self._own = {r: own for r, own in self._own.items() if r in self.view.snapshots}
+        if self.exchange.index is not None and self.catchup.round != body.round - 1:
+            self.exchange.cut_done(0)
+        self._queue.append(Announce())
+
+    def _recorded(self, body: Snapshot) -> None:
+        oldest = min(self.view.snapshots)
+        self._parts_from = max(self._parts_from, oldest + 1)
+        self._own = {r: own for r, own in self._own.items() if r >= oldest}
+        keep = {d for snapshot in self.view.snapshots.values() for d, _ in chunks(snapshot.files)}
+        keep |= {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
+        keep |= {info.digest for commit in self.view.commits.values() for info in commit.parts}
+        if self.exchange is not None:
+            keep |= {info.digest for info in self.exchange.held}
+        if self.view.genesis is not None:
+            keep |= {d for d, _ in chunks(self.view.genesis.assets)}
+        self._queue.append(Keep(frozenset(keep)))
+        self._note(f"snapshot of round {body.round} recorded: {body.reason}")
+
+    def appended(self, ok: bool, reason: str) -> None:
+        """An append was answered; if another record was first, the tail brings it."""
+        self._appending_until = None
+        if not ok:
+            self._note(f"append not taken: {reason}")
+
+    # -- the swarm -------------------------------------------------------------------------------
+
+    def heard(self, progress: Progress, now: float) -> bool:
+        """An announcement of any peer."""
+        return self.swarm.hear(progress, now)
+
+    def announcement(self, base: Progress, now: float) -> Progress:
+        """Our own announcement: ``base`` has what the shell knows (work, bytes, names)."""
+        self._beat += 1
+        exchange = self.exchange
+        progress = replace(
+            base,
+            beat=self._beat,
+            phase=self.phase,
+            round=self.catchup.round,
+            state=self.catchup.state,
+            attempt=exchange.attempt if exchange else 0,
+            held=exchange.held if exchange else (),
+            snapshots=self._snapshots_held(),
+            parts_from=self._parts_from,
+            activity=self.activity[:2000],
+        )
+        self.swarm.hear(progress, now)
+        return progress
+
+    @property
+    def phase(self) -> Phase:
+        """What we are to others."""
+        if self.leaving:
+            return "leaving"
+        if not self._caught_up or self.catchup.round == NO_STATE:
+            return "joining"
+        return "training" if self._trains else "following"
+
+    @property
+    def activity(self) -> str:
+        """What is being done or waited for, in words."""
+        return self.catchup.reason if self.catchup.round < self.view.round else self.reason
+
+    @property
+    def over(self) -> bool:
+        """The run is over, and its last round is applied here."""
+        return self.view.finished is not None and self.catchup.round == self.view.round
+
+    @property
+    def may_leave(self) -> bool:
+        """Nobody waits for us: no round in flight has us as a member."""
+        return self.exchange is None or self.exchange.index is None
+
+    def _snapshots_held(self) -> dict[int, str]:
+        held = {r: digest for r, (digest, _) in self._own.items()}
+        for round_, snapshot in self.view.snapshots.items():
+            if all(d in self.catchup.have for d, _ in chunks(snapshot.files)):
+                held[round_] = manifest(snapshot)
+        return held
+
+    # -- the exchange ----------------------------------------------------------------------------
+
+    def cut_done(self, round_: int, attempt: int, weight: float) -> None:
+        """The trainer's progress is encoded; weight 0 means that there is nothing to give."""
+        if self._in(round_, attempt):
+            assert self.exchange is not None
+            self.exchange.cut_done(weight)
+
+    def offered(self, push: PushContribution, member: Member) -> Answer:
+        """Whether a contribution is welcome, before its bytes are taken."""
+        return self._routed(push) or self._exchange().offered(push.part, member)
+
+    def contributed(self, push: PushContribution, member: Member) -> Answer:
+        """A contribution is here."""
+        return self._routed(push) or self._exchange().contributed(push.part, member, push.weight)
+
+    def _routed(self, push: PushContribution) -> Answer | None:
+        """The answer to a contribution that is not for the exchange we are in."""
+        if self._in(push.round, push.attempt):
+            return None
+        now_at = (self.exchange.round, self.exchange.attempt) if self.exchange else (self.view.round, 1 << 30)
+        if (push.round, push.attempt) > now_at:
+            return Answer(False, f"round {push.round} is not open here yet", retry=True)
+        return Answer(False, f"round {push.round}, attempt {push.attempt} is closed: late")
+
+    def reduced(
+        self, round_: int, attempt: int, part: int, info: PartInfo | None, refused: tuple[int, ...]
+    ) -> None:
+        """A reduction ended; ``refused`` members had sent what can't be decoded."""
+        if info is not None:
+            self.catchup.have.add(info.digest)
+        if self._in(round_, attempt):
+            self._exchange().reduced(part, info, refused)
+            self._queue.append(Announce())
+            for index in refused:
+                name = self.swarm.name(self._exchange().members[index])
+                self._note(f"round {round_} part {part}: contribution of {name} refused, it can't be decoded")
+
+    def result(self, round_: int, attempt: int, info: PartInfo) -> None:
+        """A result was pushed to us, verified and stored."""
+        self.catchup.fetched(info.digest, True, 0.0)
+        if self._in(round_, attempt):
+            self._exchange().result(info)
+            self._queue.append(Announce())
+
+    def sent(
+        self, round_: int, attempt: int, part: int, to: str, digest: str | None, answer: Answer, now: float
+    ) -> None:
+        """A contribution (``digest`` None) or result was delivered, refused, or failed (retry)."""
+        if self._in(round_, attempt):
+            self._exchange().sent(part, to, digest, answer.ok, answer.retry, now)
+            if not answer.ok and not answer.retry:
+                name = (self.swarm.last(to) or Progress(peer=to, session="")).name or to[:8]
+                self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}")
+
+    def fetched(self, digest: str, ok: bool, now: float) -> None:
+        """A fetch ended; if ok, the content is verified and in the store."""
+        self.catchup.fetched(digest, ok, now)
+        if self.exchange is not None:
+            before = len(self.exchange.held)
+            self.exchange.fetched(digest, ok, self.swarm, now)
+            if len(self.exchange.held) > before:
+                self._queue.append(Announce())
+
+    def _in(self, round_: int, attempt: int) -> bool:
+        exchange = self.exchange
+        return exchange is not None and (exchange.round, exchange.attempt) == (round_, attempt)
+
+    def _exchange(self) -> Exchange:
+        assert self.exchange is not None
+        return self.exchange
+
+    # -- the state -------------------------------------------------------------------------------
+
+    def applied(self, round_: int, state: str, loaded: bool) -> None:
+        """The state is now that after ``round_``; ``loaded`` from a snapshot, or by applying a commit."""
+        self.catchup.applied(round_, state)
+        if loaded:
+            self._parts_from = round_ + 1
+        elif round_ % self._every == 0 and round_ not in self.view.snapshots:
+            self._queue.append(WriteSnapshot(round_))
+        self._queue.append(Announce())
+
+    def missing(self, digests: tuple[str, ...]) -> None:
+        """Content that was thought to be here is not, or is damaged."""
+        self.catchup.missing(digests)
+        self._note(f"{len(digests)} pieces of content are damaged or gone here: fetching them again")
+
+    def snapshot_written(self, snapshot: Snapshot) -> None:
+        """A snapshot of our state is in our store."""
+        self._own[snapshot.round] = (manifest(snapshot), snapshot)
+        self.catchup.have.update(d for d, _ in chunks(snapshot.files))
+        self._queue.append(Announce())
+
+    # -- deciding --------------------------------------------------------------------------------
+
+    def poll(self, now: float) -> list[Effect]:
+        """Everything that is due now."""
+        effects: list[Effect] = self.catchup.poll(self.view, self.swarm, now)
+        if not self._caught_up and self.view.genesis is not None and self.catchup.round == self.view.round:
+            self._caught_up = True
+            self._note(f"caught up with round {self.catchup.round}")
+            self._queue.append(Announce())
+        if self.exchange is not None:
+            effects += self.exchange.poll(self.swarm, now)
+        effects += self._govern(now)
+        queued, self._queue = self._queue, []
+        return queued + effects
+
+    def deadline(self, now: float) -> float:
+        """When to poll again if nothing happens before."""
+        busy = self.exchange is not None or self.catchup.round < self.view.round or self._due[0]
+        return now + (TICK_S if busy else 1.0)
+
+    def _govern(self, now: float) -> list[Effect]:
+        """Act as steward when it is our turn."""
+        choices = [
+            decide(self.view, self.swarm, self._rules, self._times, now),
+            agree_on_snapshot(self.view, self.swarm, self._own, now),
+        ]
+        self.reason = choices[0].reason
+        decision = next((c for c in choices if c.body is not None), None)
+        if decision is None:
+            self._due = (None, now)
+            return []
+        key = _key(decision)
+        if key != self._due[0]:
+            self._due = (key, now)
+        rank = self._rank(now)
+        if rank is None or now < self._due[1] + rank * RANK_S:
+            return []
+        if self._appending_until is not None and now < self._appending_until:
+            return []
+        assert decision.body is not None
+        self._appending_until = now + ANSWER_S
+        return [Append(decision.body)]
+
+    def _rank(self, now: float) -> int | None:
+        """Our place in the line of stewards: the longest present first."""
+        line = [p.peer for p in self.swarm.alive(now) if p.phase in ("training", "following")]
+        return line.index(self.me.peer) if self.me.peer in line else None
+
+    def _note(self, text: str) -> None:
+        self._queue.append(Note(text))
+
+
+def _key(decision: Decision) -> object:
+    """What a decision is about, whatever its figures."""
+    body = decision.body
+    return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)

@@ -1,0 +1,118 @@
+"""What a core asks its shell to do. Each is answered by the event named in its docstring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from potluck.wire.records import Body, Commit, Snapshot
+
+
+@dataclass(frozen=True)
+class Append:
+    """Append to the ledger, right after the last record seen. → ``appended``."""
+
+    body: Body
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Take the local progress at the next inner-step boundary and encode it. → ``cut_done``."""
+
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class SendContribution:
+    """Send the encoded part to its reducer. → ``sent``."""
+
+    round: int
+    attempt: int
+    part: int
+    to: str
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Reduce a part over these members, in this order. → ``reduced``."""
+
+    round: int
+    attempt: int
+    part: int
+    contributors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SendResult:
+    """Send a result that is held here to a member. → ``sent``."""
+
+    round: int
+    attempt: int
+    part: int
+    digest: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Fetch content by digest from a peer. → ``fetched``."""
+
+    digest: str
+    size: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Apply a committed round; all its parts are here. → ``applied`` (or ``missing``)."""
+
+    commit: Commit
+
+
+@dataclass(frozen=True)
+class LoadSnapshot:
+    """Take a snapshot's state; all its chunks are here. → ``applied`` (or ``missing``)."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class WriteSnapshot:
+    """Write the state as it is, after this round. → ``snapshot_written``."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Everything else in the store may go."""
+
+    digests: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Say at once what changed, rather than at the next beat."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Words for the log and whoever watches."""
+
+    text: str
+
+
+Effect = (
+    Append
+    | Cut
+    | SendContribution
+    | Reduce
+    | SendResult
+    | Fetch
+    | Apply
+    | LoadSnapshot
+    | WriteSnapshot
+    | Keep
+    | Announce
+    | Note
+)

@@ -1,0 +1,239 @@
+"""The steward's decisions: when a round opens, when it is committed, who replaces a dead reducer.
+
+Every peer can take them; the ledger's compare-and-set lets one win. A decision is a record and the reason
+for it in words, or no record and what is being waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from potluck.protocol.plan import assign, reassign
+from potluck.protocol.swarm import Swarm
+from potluck.protocol.view import OpenRound, RunView
+from potluck.wire.messages import Progress
+from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Reassign, Snapshot
+
+SETTLE_S = 2.0
+"""How long the next round waits for peers that are still applying the last one, in seconds."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the recipe says about rounds; ``round_bytes`` is the size of one whole encoded contribution."""
+
+    round_tokens: int
+    grace_s: float
+    end_tokens: int
+    end_rounds: int
+    round_bytes: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A record to append, or None; and why."""
+
+    body: Body | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Times:
+    """When, by our own clock, the last commit and the open round's last record were seen."""
+
+    committed: float
+    opened: float
+
+
+def decide(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) -> Decision:
+    """What the ledger needs next, as far as this peer can see."""
+    if view.genesis is None:
+        return Decision(None, "waiting for the run's first record")
+    if view.finished is not None:
+        return Decision(None, f"the run is over: {view.finished.reason}")
+    if view.open is not None:
+        return _conclude(view, view.open, swarm, rules, times, now)
+    end = _end(view, rules)
+    if end is not None:
+        return Decision(Finish(view.round, end), end)
+    return _begin(view, swarm, rules, times, now)
+
+
+def agree_on_snapshot(
+    view: RunView, swarm: Swarm, own: Mapping[int, tuple[str, Snapshot]], now: float
+) -> Decision:
+    """Record a snapshot once two peers (or the only one) wrote the same; ``own`` maps rounds to ours."""
+    newest = max(view.snapshots, default=-1)
+    for round_ in sorted((r for r in own if r > newest and r <= view.round), reverse=True):
+        digest, snapshot = own[round_]
+        others = [p for p in swarm.alive(now) if p.phase != "joining"]
+        agree = sum(p.snapshots.get(round_) == digest for p in others)
+        if agree >= min(2, len(others)) and agree:
+            reason = f"{agree} of {len(others)} peers wrote the same snapshot of round {round_}"
+            body = Snapshot(snapshot.round, snapshot.state, snapshot.files, reason)
+            return Decision(body, reason)
+    return Decision(None, "no newer snapshot is held by two peers")
+
+
+def _end(view: RunView, rules: Rules) -> str | None:
+    if rules.end_tokens and view.tokens >= rules.end_tokens:
+        return f"{view.tokens:,} tokens trained, {rules.end_tokens:,} were asked for"
+    if rules.end_rounds and view.round >= rules.end_rounds:
+        return f"round {view.round} committed, the last one asked for"
+    return None
+
+
+def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) -> Decision:
+    """Open the next round when the swarm has done its tokens."""
+    base = swarm.majority(view.round, now)
+    trainers = [p for p in swarm.alive(now) if p.phase == "training"]
+    if base is None or not trainers:
+        return Decision(None, "waiting for a peer that trains")
+    ready = [p for p in trainers if p.round == view.round and p.state == base and p.tokens > 0]
+    done = sum(p.tokens for p in ready)
+    if done < rules.round_tokens or not ready:
+        return Decision(
+            None,
+            f"{done:,.0f} of {rules.round_tokens:,} tokens done by {len(ready)} of {len(trainers)} peers",
+        )
+    late = [p.name or p.peer[:8] for p in trainers if p.round < view.round]
+    if late and now - times.committed < SETTLE_S:
+        return Decision(None, f"{', '.join(late)} still applying round {view.round}")
+    reason = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {_names(ready)}"
+    return Decision(_open(view, ready, base, rules, reason), reason)
+
+
+def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, reason: str) -> Open:
+    assert view.genesis is not None
+    members = tuple(sorted(p.member for p in ready))
+    uplinks = [p.uplink for p in ready if p.uplink > 0]
+    transfer_s = 2 * rules.round_bytes / min(uplinks) if uplinks else 0.0
+    grace_s = rules.grace_s + 2 * max(p.step_s for p in ready) + min(transfer_s, 600.0)
+    return Open(
+        round=view.round + 1,
+        attempt=view.open.attempt + 1 if view.open else 0,
+        members=members,
+        reducers=assign(view.genesis.parts, members, view.last_plan),
+        base=base,
+        grace_s=round(grace_s, 2),
+        reason=reason,
+    )
+
+
+def _conclude(
+    view: RunView, open_: OpenRound, swarm: Swarm, rules: Rules, times: Times, now: float
+) -> Decision:
+    """Commit the open round, or mend it."""
+    live = [m for m in open_.members if swarm.lives(m, now)]
+    witnesses = [p for p in swarm.alive(now) if _sees(p, open_)]
+    results = [_best(part, witnesses) for part in range(len(open_.reducers))]
+    need = min(2, max(1, len(live)))
+    if all(count >= need for count, _ in results):
+        infos = tuple(info for _, info in results if info is not None)
+        return _commit(open_, infos, need, swarm, now)
+    if not live:
+        why = f"no member of round {open_.round} is left"
+        return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
+    patience_s = 3 * open_.grace_s + 5
+    if now - times.opened > patience_s:
+        why = f"round {open_.round} did not get through in {patience_s:.0f} s"
+        return _reopen(view, swarm, rules, now, why, exclude_stuck=True)
+    orphans = [
+        part
+        for part, (count, _) in enumerate(results)
+        if not count and not swarm.lives(open_.members[open_.reducers[part]], now)
+    ]
+    if orphans:
+        return _replace(open_, orphans, swarm, now)
+    lacking = [part for part, (count, _) in enumerate(results) if count < need]
+    waits = sorted({swarm.name(open_.members[open_.reducers[part]]) for part in lacking})
+    return Decision(
+        None,
+        f"round {open_.round}: {len(lacking)} of {len(results)} parts not yet held by {need}; "
+        f"reduced by {', '.join(waits)}",
+    )
+
+
+def _sees(progress: Progress, open_: OpenRound) -> bool:
+    """Whether a peer's ``held`` speaks of this attempt of this round."""
+    return progress.round == open_.round - 1 and progress.attempt == open_.attempt
+
+
+def _best(part: int, witnesses: Sequence[Progress]) -> tuple[int, PartInfo | None]:
+    """The result of a part that most peers hold, and how many do; the lower digest breaks a tie."""
+    found: dict[str, tuple[int, PartInfo]] = {}
+    for progress in witnesses:
+        for info in progress.held:
+            if info.part == part:
+                count, first = found.get(info.digest, (0, info))
+                found[info.digest] = (count + 1, first)
+    if not found:
+        return 0, None
+    return max(found.values(), key=lambda item: (item[0], _descending(item[1].digest)))
+
+
+def _descending(digest: str) -> int:
+    return -int(digest, 16)
+
+
+def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swarm, now: float) -> Decision:
+    weights = {index: weight for info in infos for index, weight in info.contributors}
+    losses = []
+    for index, weight in sorted(weights.items()):
+        progress = swarm.last(open_.members[index].peer)
+        if progress is not None and progress.loss is not None and math.isfinite(progress.loss):
+            losses.append((progress.loss, weight))
+    loss = sum(value * w for value, w in losses) / sum(w for _, w in losses) if losses else None
+    reason = f"all {len(infos)} parts held by {'two members' if need == 2 else 'the only member left'}"
+    missing = [m for index, m in enumerate(open_.members) if index not in weights]
+    if missing:
+        lost = [f"{swarm.name(m)} ({'late' if swarm.lives(m, now) else 'gone'})" for m in missing]
+        reason += f"; without {', '.join(lost)}"
+    body = Commit(open_.round, open_.attempt, infos, int(sum(weights.values())), loss, reason[:2000])
+    return Decision(body, reason)
+
+
+def _replace(open_: OpenRound, orphans: Sequence[int], swarm: Swarm, now: float) -> Decision:
+    """Give a dead reducer's parts to members that live."""
+    live = [index for index, m in enumerate(open_.members) if swarm.lives(m, now)]
+    gone = sorted({swarm.name(open_.members[open_.reducers[part]]) for part in orphans})
+    moves = reassign(orphans, open_.reducers, live)
+    heirs = sorted({swarm.name(open_.members[member]) for _, member in moves})
+    reason = f"{', '.join(gone)} died before its parts were held; {', '.join(heirs)} reduces them now"
+    return Decision(Reassign(open_.round, open_.attempt, moves, reason[:2000]), reason)
+
+
+def _reopen(view: RunView, swarm: Swarm, rules: Rules, now: float, why: str, exclude_stuck: bool) -> Decision:
+    """Open the round once more; local progress of everybody is still theirs, so nothing is lost."""
+    assert view.open is not None
+    base = swarm.majority(view.round, now)
+    ready = [
+        p
+        for p in swarm.alive(now)
+        if p.phase == "training" and p.round == view.round and p.state == base and p.tokens > 0
+    ]
+    if base is None or not ready:
+        return Decision(None, f"{why}; waiting for a peer that trains")
+    if exclude_stuck:
+        ready = _least_stuck(view.open, ready)
+    reason = f"{why}; opened again with {_names(ready)}"
+    return Decision(_open(view, ready, base, rules, reason[:2000]), reason)
+
+
+def _least_stuck(open_: OpenRound, ready: Sequence[Progress]) -> list[Progress]:
+    """Peers that got furthest in the stuck attempt; if all got equally far, the longer present half.
+
+    Members that can't reach each other would block every attempt; halving ends with one that can go alone.
+    """
+    held = {p.peer: len({i.part for i in p.held}) if _sees(p, open_) else 0 for p in ready}
+    furthest = [p for p in ready if held[p.peer] == max(held.values())]
+    if len(furthest) == len(ready) and len(ready) >= len(open_.members):
+        return furthest[: (len(furthest) + 1) // 2]
+    return furthest
+
+
+def _names(peers: Sequence[Progress]) -> str:
+    names = [p.name or p.peer[:8] for p in peers]
+    return ", ".join(names) if len(names) <= 6 else f"{len(names)} peers"

@@ -1,0 +1,74 @@
+"""Who is there: the last announcement of each peer, and how long ago it came by our own clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from potluck.wire.messages import Progress
+from potluck.wire.records import Member
+
+EXPIRY_S = 4.0
+"""A peer not heard for so many seconds counts as gone."""
+
+
+@dataclass
+class Heard:
+    """An announcement and the local time at which it came."""
+
+    progress: Progress
+    at: float
+
+
+class Swarm:
+    """Presence with expiry. Clocks of different peers are never compared."""
+
+    def __init__(self) -> None:
+        self._heard: dict[str, Heard] = {}
+
+    def hear(self, progress: Progress, now: float) -> bool:
+        """Take an announcement in; False when a newer one of that peer is here already."""
+        known = self._heard.get(progress.peer)
+        if known is not None and now - known.at < EXPIRY_S:
+            last = known.progress
+            if (progress.session, progress.beat) <= (last.session, last.beat):
+                return False
+        self._heard[progress.peer] = Heard(progress, now)
+        return True
+
+    def last(self, peer: str) -> Progress | None:
+        """The last announcement of a peer, however old."""
+        known = self._heard.get(peer)
+        return known.progress if known else None
+
+    def alive(self, now: float) -> list[Progress]:
+        """Peers that are there, the longest present first."""
+        fresh = (
+            heard.progress
+            for heard in self._heard.values()
+            if now - heard.at < EXPIRY_S and heard.progress.phase != "gone"
+        )
+        return sorted(fresh, key=lambda p: (p.since, p.peer))
+
+    def lives(self, member: Member, now: float) -> bool:
+        """Whether this life of a peer is there; one that restarted is not."""
+        known = self._heard.get(member.peer)
+        return (
+            known is not None
+            and now - known.at < EXPIRY_S
+            and known.progress.phase != "gone"
+            and known.progress.session == member.session
+        )
+
+    def name(self, member: Member) -> str:
+        """A name to read."""
+        known = self._heard.get(member.peer)
+        return (known.progress.name if known else "") or member.peer[:8]
+
+    def majority(self, round_: int, now: float) -> str | None:
+        """The state digest that most peers report after a round; the longest present break a tie."""
+        states = [p.state for p in self.alive(now) if p.round == round_ and p.state]
+        if not states:
+            return None
+        counts = Counter(states)
+        return max(states, key=lambda state: (counts[state], -states.index(state)))

@@ -1,0 +1,51 @@
+"""What is asked of a store: content by digest. The real one is ``store.Store``."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Protocol
+
+from potluck.wire.codec import digest
+
+
+class Contents(Protocol):
+    """Content by its BLAKE3 digest."""
+
+    def put(self, raw: bytes | memoryview) -> str:
+        """Keep content; returns its digest."""
+
+    def get(self, digest: str) -> bytes | None:
+        """Content that is what its digest says, or None."""
+
+    def has(self, digest: str) -> bool:
+        """Whether there is content under that name, unverified."""
+
+    def digests(self) -> set[str]:
+        """All names."""
+
+    def keep_only(self, digests: Set[str]) -> None:
+        """Drop everything else."""
+
+
+class MemoryStore:
+    """A store in memory, for simulations: content survives as long as the object does."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, bytes] = {}
+
+    def put(self, raw: bytes | memoryview) -> str:
+        name = digest(raw)
+        self._found[name] = bytes(raw)
+        return name
+
+    def get(self, digest: str) -> bytes | None:
+        return self._found.get(digest)
+
+    def has(self, digest: str) -> bool:
+        return digest in self._found
+
+    def digests(self) -> set[str]:
+        return set(self._found)
+
+    def keep_only(self, digests: Set[str]) -> None:
+        self._found = {name: raw for name, raw in self._found.items() if name in digests}

@@ -1,0 +1,314 @@
+"""A swarm in one thread and in virtual time: the real cores and the real vectors, a simulated world.
+
+Everything that happens follows from the seed: delays, losses, partitions, crashes, what is trained. The
+same seed gives the same run, so a failure is reproduced by its number.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from potluck.peer.dataplane import Vector
+from potluck.peer.state import genesis_of
+from potluck.protocol.core import PeerCore
+from potluck.protocol.steward import Rules
+from potluck.recipe import Outer, Recipe, Rounds
+from potluck.store.contents import MemoryStore
+from potluck.testing.world import SimPeer
+from potluck.wire.codec import WIRE, digest
+from potluck.wire.messages import Progress
+from potluck.wire.records import Chain, Entry, Member, TensorSpec
+
+TENSORS = (TensorSpec("a.weight", (6, 5)), TensorSpec("b.bias", (10,)))
+SIZE = 40
+
+
+class InvariantBroken(AssertionError):  # noqa: N818 – the word of the design
+    """The system did what it must never do."""
+
+
+@dataclass(frozen=True)
+class World:
+    """How unkind the world is. Rates are per simulated minute, delays in seconds."""
+
+    peers: int = 4
+    duration_s: float = 60.0
+    calm_s: float = 60.0
+    delay_s: tuple[float, float] = (0.01, 0.15)
+    loss: float = 0.02
+    crashes: float = 2.0
+    joins: float = 2.0
+    pauses: float = 1.0
+    partitions: float = 1.0
+    hub_outages: float = 0.5
+    torn: float = 1.0
+    round_tokens: int = 800
+    outer: str = "nesterov"
+    codec: str = "int8"
+    bound_s: float = 60.0
+
+
+@dataclass
+class Outcome:
+    """What a simulation ended with."""
+
+    rounds: int = 0
+    reopened: int = 0
+    reassigned: int = 0
+    crashes: int = 0
+    joins: int = 0
+    tokens: int = 0
+    events: int = 0
+    notes: list[tuple[float, str, str]] = field(default_factory=list)
+
+
+class Simulation:
+    """One run of a swarm from a seed; ``run`` raises ``InvariantBroken`` with the seed in its text."""
+
+    def __init__(self, seed: int, world: World) -> None:
+        self.seed, self.world = seed, world
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.ledger: list[bytes] = []
+        self.peers: dict[str, SimPeer] = {}
+        self.outcome = Outcome()
+        self.hub_up = True
+        self.loss = world.loss
+        self.cut_off: set[frozenset[str]] = set()
+        self.recipe = Recipe(
+            outer=Outer(kind=world.outer),
+            rounds=Rounds(
+                tokens=world.round_tokens, codec=world.codec, grace_s=3.0, snapshot_every=3, parts=5
+            ),
+        )
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._born = 0
+        self._states: dict[int, str] = {}
+        self._commit_seen = 0.0
+        self._commits = 0
+        self._calm = False
+        self._announced: dict[str, set[str]] = {}
+
+    # -- time and messages -----------------------------------------------------------------------
+
+    def at(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something later."""
+        self._count += 1
+        heapq.heappush(self._queue, (self.now + delay_s, self._count, action))
+
+    def delay(self) -> float:
+        """A one-way delay."""
+        return self.random.uniform(*self.world.delay_s)
+
+    def reachable(self, a: str, b: str) -> bool:
+        """Whether bytes get from one peer to another now."""
+        return frozenset((a, b)) not in self.cut_off and not self.peers[b].paused
+
+    def broadcast(self, progress: Progress) -> None:
+        """An announcement through the hub: it may be lost, late or doubled, and never stops anybody."""
+        if not self.hub_up:
+            return
+        for info in progress.held:
+            self._announced.setdefault(info.digest, set()).add(progress.peer)
+        for peer in list(self.peers.values()):
+            copies = 2 if self.random.random() < self.loss else 1
+            for _ in range(copies):
+                if peer.me.peer != progress.peer and self.random.random() >= self.loss:
+                    self.at(2 * self.delay(), lambda p=peer: p.hear(progress))  # type: ignore[misc]
+
+    def append(self, raw: bytes, after: int) -> bool | None:
+        """Compare-and-set at the hub; None when it is away."""
+        if not self.hub_up:
+            return None
+        if after != len(self.ledger):
+            return False
+        self.ledger.append(raw)
+        for peer in list(self.peers.values()):
+            self.at(self.delay(), peer.read_ledger)
+        return True
+
+    # -- the swarm -------------------------------------------------------------------------------
+
+    def _found(self) -> None:
+        """The first peer writes the genesis and brings the initial state."""
+        theta = np.random.default_rng(self.seed).standard_normal(SIZE).astype(np.float32)
+        genesis = genesis_of("sim", self.recipe, TENSORS, theta, WIRE)
+        self.ledger.append(Chain().next("0" * 64, genesis))
+        self.spawn(MemoryStore(), theta)
+
+    def spawn(self, store: MemoryStore, theta: Vector | None = None, peer: str | None = None) -> None:
+        """A peer starts: the founder with its parameters, others from nothing or from their disk."""
+        self._born += 1
+        peer = peer or digest(f"{self.seed}/{self._born}".encode())
+        me = Member(peer, f"{self._born:08x}")
+        rules = Rules(self.world.round_tokens, self.recipe.rounds.grace_s, 0, 0, 100)
+        core = PeerCore(
+            me, rules, trains=True, have=store.digests(), snapshot_every=self.recipe.rounds.snapshot_every
+        )
+        newcomer = SimPeer(self, me, core, store, speed=self.random.uniform(40, 160))
+        self.peers[peer] = newcomer
+        newcomer.start(theta)
+
+    def living(self) -> list[SimPeer]:
+        """Peers that run."""
+        return [self.peers[name] for name in sorted(self.peers)]
+
+    def crash(self, victim: SimPeer) -> None:
+        """A peer vanishes; unless it is the only one that holds something the others still need."""
+        others = [p for p in self.living() if p is not victim]
+        if not others or not self._spare(victim, others):
+            return
+        self.outcome.crashes += 1
+        victim.alive = False
+        del self.peers[victim.me.peer]
+        if self.random.random() < 0.5:
+            store = victim.store if self.random.random() < 0.7 else MemoryStore()
+            self.at(self.random.uniform(0.5, 15), lambda: self.spawn(store, peer=victim.me.peer))
+
+    def _spare(self, victim: SimPeer, others: list[SimPeer]) -> bool:
+        """Invariant 4 speaks of content as long as one holder lives: the last holder is not crashed.
+
+        Content that two peers announced may be committed any moment, so it counts as well.
+        """
+        rest: set[str] = set().union(*(p.store.digests() for p in others))
+        needed = victim.core.catchup.have & victim.store.digests()
+        view = max(self.living(), key=lambda p: p.core.view.sequence).core.view
+        wanted = {i.digest for c in view.commits.values() for i in c.parts}
+        wanted |= {d for d, peers in self._announced.items() if len(peers) > 1}
+        wanted |= {d for s in view.snapshots.values() for b in s.files for d in b.chunks}
+        if view.open is not None and view.open.index(victim.me) is not None and len(others) < 2:
+            return False
+        stateful = any(p.core.phase == "training" for p in others)
+        return stateful and not (needed & wanted) - rest
+
+    # -- the world's unkindness ------------------------------------------------------------------
+
+    def _plan_faults(self) -> None:
+        world, minutes = self.world, self.world.duration_s / 60
+        kinds: list[tuple[float, Callable[[], None]]] = [
+            (world.crashes, self._some_crash),
+            (world.joins, self._some_join),
+            (world.pauses, self._some_pause),
+            (world.partitions, self._some_partition),
+            (world.hub_outages, self._some_outage),
+            (world.torn, self._some_torn_file),
+        ]
+        for rate, action in kinds:
+            for _ in range(self._poisson(rate * minutes)):
+                self.at(self.random.uniform(2, world.duration_s), action)
+
+    def _poisson(self, mean: float) -> int:
+        count, t = 0, self.random.expovariate(1.0)
+        while t < mean:
+            count, t = count + 1, t + self.random.expovariate(1.0)
+        return count
+
+    def _some_crash(self) -> None:
+        self.crash(self.random.choice(self.living()))
+
+    def _some_join(self) -> None:
+        if len(self.peers) < 2 * self.world.peers:
+            self.outcome.joins += 1
+            self.spawn(MemoryStore())
+
+    def _some_pause(self) -> None:
+        victim = self.random.choice(self.living())
+        victim.pause()
+        self.at(self.random.uniform(0.5, 20), victim.resume)
+
+    def _some_partition(self) -> None:
+        if len(self.peers) > 1:
+            pair = frozenset(p.me.peer for p in self.random.sample(self.living(), 2))
+            self.cut_off.add(pair)
+            self.at(self.random.uniform(1, 25), lambda: self.cut_off.discard(pair))
+
+    def _some_outage(self) -> None:
+        self.hub_up = False
+        self.at(self.random.uniform(0.5, 12), self._hub_back)
+
+    def _hub_back(self) -> None:
+        self.hub_up = True
+        self._commit_seen = self.now
+
+    def _some_torn_file(self) -> None:
+        """A disk returns nothing where something was; another peer has it still."""
+        victim = self.random.choice(self.living())
+        elsewhere: set[str] = set().union(*(p.store.digests() for p in self.living() if p is not victim))
+        damaged = sorted(victim.store.digests() & elsewhere)
+        if damaged:
+            victim.store.keep_only(victim.store.digests() - {self.random.choice(damaged)})
+
+    # -- invariants ------------------------------------------------------------------------------
+
+    def check_state(self, peer: SimPeer, round_: int, state: str) -> None:
+        """Invariant 1: peers that applied the same round have the same state."""
+        known = self._states.setdefault(round_, state)
+        if known != state:
+            self.fail(f"{peer.name} has state {state[:8]} after round {round_}, others {known[:8]}")
+
+    def check_entry(self, entry: Entry, round_: int) -> None:
+        """A commit was seen for the first time: rounds go on (invariant 5)."""
+        del entry
+        if round_ > self._commits:
+            self._commits, self._commit_seen = round_, self.now
+
+    def _check_progress(self) -> None:
+        """Invariant 5: with the hub there and one peer that trains, rounds commit within a bounded time."""
+        training = [p for p in self.living() if p.core.phase == "training" and not p.paused]
+        if not self.hub_up or not training:
+            self._commit_seen = max(self._commit_seen, self.now)
+        elif self.now - self._commit_seen > self.world.bound_s:
+            reasons = "; ".join(f"{p.name}: {p.core.activity}" for p in self.living())
+            self.fail(f"no commit for {self.world.bound_s:.0f} s after round {self._commits}: {reasons}")
+        self.at(1.0, self._check_progress)
+
+    def _check_end(self) -> None:
+        """After calm: everybody is at the head, and everything the run needs is still there (4)."""
+        head = max(p.core.view.round for p in self.living())
+        for peer in self.living():
+            if peer.core.catchup.round < head - 1:
+                self.fail(
+                    f"{peer.name} stands at round {peer.core.catchup.round} of {head} after calm: "
+                    f"{peer.core.activity}"
+                )
+        if not self._calm:
+            self.fail("the calm never came")
+
+    def fail(self, text: str) -> None:
+        """Raise with what is needed to see it again."""
+        tail = "\n".join(f"  {t:8.2f} {who}: {words}" for t, who, words in self.outcome.notes[-40:])
+        raise InvariantBroken(f"seed {self.seed}, at {self.now:.2f} s: {text}\n{tail}")
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Simulate the unkind time, then the calm, and check the invariants throughout."""
+        self._found()
+        for _ in range(self.world.peers - 1):
+            self.at(self.random.uniform(0, 3), lambda: self.spawn(MemoryStore()))
+        self._plan_faults()
+        self.at(self.world.duration_s + 1, self._calm_down)
+        self.at(1.0, self._check_progress)
+        end = self.world.duration_s + self.world.calm_s
+        while self._queue and self._queue[0][0] <= end:
+            self.now, _, action = heapq.heappop(self._queue)
+            self.outcome.events += 1
+            action()
+        self._check_end()
+        view = max((p.core.view for p in self.living()), key=lambda v: v.sequence)
+        self.outcome.rounds, self.outcome.tokens = view.round, view.tokens
+        self.outcome.reopened = view.reopened
+        return self.outcome
+
+    def _calm_down(self) -> None:
+        self._calm, self.loss = True, 0.0
+        self.cut_off.clear()
+        self.hub_up = True
+        for peer in self.living():
+            peer.resume()

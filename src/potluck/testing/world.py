@@ -1,0 +1,350 @@
+"""A simulated peer: it carries out its core's effects on simulated wires and in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from potluck.peer.dataplane import Carry, Vector, carried
+from potluck.peer.state import Missing, PeerState
+from potluck.protocol.core import PeerCore
+from potluck.protocol.effects import (
+    Announce,
+    Append,
+    Apply,
+    Cut,
+    Effect,
+    Fetch,
+    Keep,
+    LoadSnapshot,
+    Note,
+    Reduce,
+    SendContribution,
+    SendResult,
+    WriteSnapshot,
+)
+from potluck.store.contents import MemoryStore
+from potluck.wire.messages import Answer, Progress, PushContribution
+from potluck.wire.records import Chain, Commit, Genesis, Member, PartInfo, Reassign
+
+if TYPE_CHECKING:
+    from potluck.testing.simulator import Simulation
+
+STEP_S = 0.5
+SILENCE_S = 4.0
+
+
+class SimPeer:
+    """One life of one peer. ``speed`` is in tokens/s."""
+
+    def __init__(self, sim: Simulation, me: Member, core: PeerCore, store: MemoryStore, speed: float) -> None:
+        self.sim, self.me, self.core, self.store = sim, me, core, store
+        self.name = f"{me.peer[:4]}.{int(me.session, 16)}"
+        self.alive, self.paused = True, False
+        self._speed = speed
+        self._chain = Chain()
+        self._state: PeerState | None = None
+        self._held_back: list[Callable[[], None]] = []
+        self._tokens = 0.0
+        self._in_flight = 0.0
+        self._local: Vector | None = None
+        self._carries: list[Carry] = []
+        self._cut: tuple[int, int] | None = None
+        self._rng = np.random.default_rng(int(me.peer[:8], 16))
+        self._next_poll = float("inf")
+
+    def start(self, theta: Vector | None) -> None:
+        """Come up: read the ledger, announce, train. ``theta`` is the founder's initial state."""
+        self._follow()
+        if theta is not None:
+            assert self._state is not None
+            self._carries = [self._state.begin(theta.copy(), np.zeros_like(theta), 0)]
+            assert self._state.plane is not None
+            self.core.applied(0, self._state.plane.digest, loaded=False)
+        self.later(0.0, self._beat)
+        self.later(STEP_S, self._step)
+        self.later(0.5, self._poll_ledger)
+        self.poll()
+
+    # -- running in time -------------------------------------------------------------------------
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something later, if this life lasts and is not paused (then: once it goes on)."""
+        self.sim.at(delay_s, lambda: self._do(action))
+
+    def _do(self, action: Callable[[], None]) -> None:
+        if not self.alive:
+            return
+        if self.paused:
+            self._held_back.append(action)
+        else:
+            action()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.paused = False
+        held, self._held_back = self._held_back, []
+        for action in held:
+            self.later(0.0, action)
+
+    def _beat(self) -> None:
+        self._announce()
+        self.later(self.sim.random.uniform(0.9, 1.1), self._beat)
+
+    def _announce(self) -> None:
+        loss = float(np.abs(self._local).mean()) if self._local is not None else None
+        base = Progress(
+            peer=self.me.peer,
+            session=self.me.session,
+            name=self.name,
+            since=int(self.me.session, 16),
+            tokens=self._tokens,
+            step_s=STEP_S,
+            loss=loss,
+        )
+        self.sim.broadcast(self.core.announcement(base, self.sim.now))
+
+    def hear(self, progress: Progress) -> None:
+        """An announcement came."""
+        self._do(partial(self._hear, progress))
+
+    def _hear(self, progress: Progress) -> None:
+        if self.core.heard(progress, self.sim.now):
+            self.poll()
+
+    # -- the ledger ------------------------------------------------------------------------------
+
+    def read_ledger(self) -> None:
+        """Records may have come."""
+        self._do(self._follow)
+
+    def _poll_ledger(self) -> None:
+        self._follow()
+        self.later(1.0, self._poll_ledger)
+
+    def _follow(self) -> None:
+        if not self.sim.hub_up:
+            return
+        while self._chain.sequence < len(self.sim.ledger):
+            sequence = self._chain.sequence + 1
+            entry = self._chain.follow(sequence, self.sim.ledger[sequence - 1])
+            body = entry.record.body
+            if isinstance(body, Genesis):
+                self._state = PeerState(self.store, self.sim.recipe, body)
+            self.core.followed(entry, self.sim.now)
+            if isinstance(body, Commit):
+                self.sim.check_entry(entry, self.core.view.round)
+            elif isinstance(body, Reassign):
+                self.sim.outcome.reassigned += 1
+        self.poll()
+
+    # -- training --------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """One inner step, after the boundary at which state and cuts are exchanged with the trainer."""
+        if self._local is None and self._carries:
+            self._local = self._carries[-1].theta.copy()
+            self._carries.clear()
+        if self._local is not None:
+            self._boundary()
+            noise = self._rng.standard_normal(self._local.size).astype(np.float32)
+            self._local = self._local * np.float32(0.99) + np.float32(0.01) * noise
+            self._tokens += self._speed * STEP_S
+        self.later(STEP_S, self._step)
+
+    def _boundary(self) -> None:
+        assert self._local is not None
+        assert self._state is not None
+        self._local = carried(self._local, self._carries)
+        self._carries.clear()
+        exchange = self.core.exchange
+        if self._cut is None or exchange is None or exchange.index is None:
+            return
+        (round_, attempt), self._cut = self._cut, None
+        weight = self._tokens + self._in_flight
+        if self.core.catchup.round != round_ - 1:
+            return
+        done = self._state.cut(round_, attempt, exchange.index, self._local, weight)
+        self._in_flight, self._tokens = weight, 0.0
+        self.core.cut_done(round_, attempt, weight if done else 0.0)
+        self.poll()
+
+    # -- effects ---------------------------------------------------------------------------------
+
+    def poll(self) -> None:
+        """Let the core decide, carry its effects out, and come back when it wants."""
+        now = self.sim.now
+        for effect in self.core.poll(now):
+            self._carry_out(effect)
+        at = self.core.deadline(now)
+        if at < self._next_poll or self._next_poll <= now:
+            self._next_poll = at
+            self.later(at - now, self._timer)
+
+    def _timer(self) -> None:
+        if self.sim.now >= self._next_poll:
+            self._next_poll = float("inf")
+            self.poll()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Append():
+                self._append(effect)
+            case Cut():
+                self._cut = (effect.round, effect.attempt)
+            case SendContribution():
+                self._send_contribution(effect)
+            case Reduce():
+                self.later(0.02, partial(self._reduce, effect))
+            case SendResult():
+                self._send_result(effect)
+            case Fetch():
+                self._fetch(effect)
+            case Apply() | LoadSnapshot():
+                self.later(0.05, partial(self._change_state, effect))
+            case WriteSnapshot():
+                self._write_snapshot(effect)
+            case Keep():
+                self.store.keep_only(effect.digests)
+                self.core.catchup.have &= self.store.digests()
+            case Announce():
+                self._announce()
+            case Note():
+                self.sim.outcome.notes.append((self.sim.now, self.name, effect.text))
+
+    def _append(self, effect: Append) -> None:
+        raw = self._chain.next(self.me.peer, effect.body)
+        after = self._chain.sequence
+
+        def arrive() -> None:
+            ok = self.sim.append(raw, after)
+            if ok is not None:
+                reason = "" if ok else "another record was first"
+                self.later(self.sim.delay(), lambda: self.core.appended(ok, reason))
+
+        self.sim.at(self.sim.delay(), arrive)
+
+    def _reduce(self, effect: Reduce) -> None:
+        assert self._state is not None
+        where = (effect.round, effect.attempt, effect.part)
+        info, refused = self._state.reduce(*where, effect.contributors)
+        self.core.reduced(*where, info, refused)
+        self.poll()
+
+    def _change_state(self, effect: Apply | LoadSnapshot) -> None:
+        assert self._state is not None
+        try:
+            if isinstance(effect, Apply):
+                carry = self._state.apply(effect.commit)
+            else:
+                carry = self._state.load(effect.snapshot)
+        except Missing as missing:
+            self.core.missing(missing.digests)
+            self.poll()
+            return
+        assert self._state.plane is not None
+        if isinstance(effect, LoadSnapshot):
+            self._carries, self._local = [], None
+        elif self._included(effect.commit):
+            self._in_flight = 0.0
+        self._carries.append(carry)
+        plane = self._state.plane
+        self.sim.check_state(self, plane.round, plane.digest)
+        self.core.applied(plane.round, plane.digest, loaded=isinstance(effect, LoadSnapshot))
+        self.poll()
+
+    def _included(self, commit: Commit) -> bool:
+        """Whether our tokens are in; if not, they count towards the next cut."""
+        members = self.core.view.members.get(commit.round, ())
+        index = members.index(self.me) if self.me in members else None
+        return any(index in dict(info.contributors) for info in commit.parts)
+
+    def _write_snapshot(self, effect: WriteSnapshot) -> None:
+        assert self._state is not None
+        snapshot = self._state.write_snapshot()
+        if snapshot.round == effect.round:
+            self.core.snapshot_written(snapshot)
+
+    # -- messages to one peer --------------------------------------------------------------------
+
+    def _request(
+        self, to: str, serve: Callable[[SimPeer], object], answered: Callable[[object], None]
+    ) -> None:
+        """Ask another peer; None if it could not be reached (seen at once, or after the silence)."""
+        sim = self.sim
+
+        def back(reply: object) -> None:
+            self.later(sim.delay(), lambda: self._settle(answered, reply))
+
+        def arrive() -> None:
+            target = sim.peers.get(to)
+            if target is None:
+                back(None)
+            elif not sim.reachable(self.me.peer, to) or sim.random.random() < sim.loss:
+                self.later(SILENCE_S, lambda: self._settle(answered, None))
+            else:
+                back(serve(target))
+
+        sim.at(sim.delay(), arrive)
+
+    def _settle(self, answered: Callable[[object], None], reply: object) -> None:
+        answered(reply)
+        self.poll()
+
+    def _send_contribution(self, effect: SendContribution) -> None:
+        assert self._state is not None
+        where = (effect.round, effect.attempt, effect.part)
+        found = self._state.contribution(*where)
+        weight, raw = found if found is not None else (0.0, b"")
+        push = PushContribution(*where, weight, len(raw))
+
+        def answered(reply: object) -> None:
+            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
+            self.core.sent(*where, effect.to, None, answer, self.sim.now)
+
+        self._request(effect.to, lambda peer: peer.take_contribution(push, self.me, raw), answered)
+
+    def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
+        """Another member's contribution came."""
+        answer = self.core.contributed(push, member)
+        if answer.ok and self._state is not None and self.core.exchange is not None:
+            index = self.core.exchange.members.index(member)
+            where = (push.round, push.attempt, push.part, index)
+            self._state.take(*where, push.weight, raw)
+            self.later(0.0, self.poll)
+        return answer
+
+    def _send_result(self, effect: SendResult) -> None:
+        where = (effect.round, effect.attempt, effect.part)
+        raw = self.store.get(effect.digest)
+        exchange = self.core.exchange
+        info = next((i for i in (exchange.held if exchange else ()) if i.digest == effect.digest), None)
+
+        def answered(reply: object) -> None:
+            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
+            self.core.sent(*where, effect.to, effect.digest, answer, self.sim.now)
+
+        if raw is not None and info is not None:
+            self._request(effect.to, lambda peer: peer.take_result(*where[:2], info, raw), answered)
+
+    def take_result(self, round_: int, attempt: int, info: PartInfo, raw: bytes) -> Answer:
+        """A reducer's result came."""
+        self.store.put(raw)
+        self.core.result(round_, attempt, info)
+        self.later(0.0, self.poll)
+        return Answer(True)
+
+    def _fetch(self, effect: Fetch) -> None:
+        def answered(reply: object) -> None:
+            if isinstance(reply, bytes):
+                self.store.put(reply)
+            self.core.fetched(effect.digest, isinstance(reply, bytes), self.sim.now)
+
+        self._request(effect.source, lambda peer: peer.store.get(effect.digest), answered)

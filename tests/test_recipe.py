@@ -1,0 +1,199 @@
+import contextlib
+import math
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potluck.errors import RecipeError
+from potluck.recipe import DEMO, MAX_TOML_BYTES, PRESETS, Inner, Recipe, Rounds, Task, bpe_vocab, preset
+
+plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+keys = plain.filter(lambda key: not key.startswith("_") and key != "auto_map")
+numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    plain | st.booleans() | numbers,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=8,
+)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
+tasks = st.builds(
+    Task,
+    kind=st.just("causal-lm"),
+    config=st.dictionaries(keys, values, max_size=4).map(lambda table: {**table, "model_type": "llama"}),
+    tokenizer=st.integers(320, 262_144).map("bpe-{}".format) | st.just("some/name"),
+    text=plain.filter(bool),
+    context=st.integers(2, 1 << 20),
+    batch=st.integers(1, 65_536),
+    seed=st.integers(0, (1 << 53) - 1),
+)
+recipes = st.builds(
+    Recipe,
+    name=names,
+    task=tasks | st.just(Task()),
+    inner=st.builds(Inner, lr=st.floats(1e-9, 10), weight_decay=st.integers(0, 10)),
+    rounds=st.builds(Rounds, tokens=st.integers(1, 1 << 50), grace_s=st.floats(0.1, 3600)),
+)
+
+
+@given(recipes)
+def test_what_is_written_is_read_back(recipe: Recipe) -> None:
+    text = recipe.to_toml()
+    assert Recipe.from_toml(text) == recipe
+    assert Recipe.from_toml(text).to_toml() == text
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
+    with contextlib.suppress(RecipeError):
+        assert isinstance(Recipe.from_toml(text), Recipe)
+
+
+def test_the_demo_cut_at_each_character_is_a_recipe_or_a_recipe_error() -> None:
+    text = DEMO.to_toml()
+    read = 0
+    for length in range(len(text)):
+        with contextlib.suppress(RecipeError):
+            Recipe.from_toml(text[:length])
+            read += 1
+    assert 0 < read < len(text)
+
+
+def test_an_empty_recipe_is_all_defaults() -> None:
+    assert Recipe.from_toml("") == Recipe()
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    one = 'name = "a"\n[task]\nkind = "causal-lm"\n[task.config]\nmodel_type = "gpt2"\nn_layer = 2\n'
+    two = '[task.config]\nn_layer = 2\nmodel_type = "gpt2"\n[task]\nkind = "causal-lm"\n'
+    assert Recipe.from_toml(one).to_toml() == Recipe.from_toml('name = "a"\n' + two).to_toml()
+
+
+def test_a_whole_number_stands_for_a_number() -> None:
+    recipe = Recipe.from_toml("[inner]\nlr = 1\n")
+    assert type(recipe.inner.lr) is float
+    assert replace(Recipe(), inner=Inner(lr=1)).to_toml() == recipe.to_toml()
+
+
+LLAMA = '[task]\nkind = "causal-lm"\n[task.config]\nmodel_type = "llama"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name", "not TOML"),
+        ("x = " + "[" * 5000, "not TOML"),
+        ("nmae = 3", "did you mean name"),
+        ("[rounds]\ntoken = 3", "did you mean tokens"),
+        ("[rounds]\nzzz = 3", "grace_s"),
+        ("task = 3", "task = 3 should be a table"),
+        ("name = 3", "name = 3 should be a string"),
+        ('name = "a b"', "letters"),
+        ('name = "a.b"', "letters"),
+        (f'name = "{"a" * 65}"', "64"),
+        ("[task]\nbatch = true", "whole number"),
+        ("[task]\nbatch = 1.5", "whole number"),
+        ("[task]\nbatch = 0", "from 1 to 65,536"),
+        ("[task]\ncontext = 1048577", "from 2 to 1,048,576"),
+        ("[task]\nseed = -1", "task.seed"),
+        ('[task]\nkind = "casual-lm"', "did you mean 'causal-lm'"),
+        ('[task]\ntext = ""', "datasets:NAME"),
+        ('[task]\ntokenizer = "bpe-12"', "N from 320"),
+        ('[task]\ntokenizer = "bpe-9999999"', "N from 320"),
+        ('[task]\ntokenizer = ""', "bpe-N"),
+        ('[task]\nkind = "causal-lm"', "task.config"),
+        ('[task]\nkind = "causal-lm"\n[task.config]\nn = 3', "model_type"),
+        ('[task]\nkind = "causal-lm"\ncheckpoint = "a/b"', "tokenizer"),
+        (LLAMA.replace("[task]", '[task]\ncheckpoint = "a/b"'), "not both"),
+        (LLAMA + 'auto_map = "x"', "auto_map is refused"),
+        (LLAMA + '_attn_implementation = "a/b"', "_attn_implementation is refused"),
+        (LLAMA + 'inner = [{attn_implementation = "a/b"}]', r"inner\[0\].attn_implementation is refused"),
+        (LLAMA + "day = 1979-05-27", "should be a string, number"),
+        (LLAMA + "x = inf", "finite"),
+        (LLAMA + "x = 9223372036854775808", "64 bits"),
+        (LLAMA + "x = " + "[" * 12 + "]" * 12, "deep"),
+        (LLAMA + f'x = "{"a" * 5000}"', "4096 characters"),
+        ("[inner]\nlr = nan", "finite"),
+        ("[inner]\nlr = inf", "finite"),
+        ("[inner]\nlr = 0", "inner.lr"),
+        ('[inner]\nlr = "fast"', "should be a number"),
+        ("[inner]\nlr = true", "should be a number"),
+        ("[inner]\nlr = " + "9" * 400, "inner.lr"),
+        ("[inner]\nlr = " + "9" * 5000, "not TOML"),
+        ('[outer]\nkind = "adam"', "average, nesterov"),
+        ("[outer]\nmomentum = 1.0", "outer.momentum"),
+        ('[rounds]\ncodec = "int9"', "did you mean 'int8'"),
+        ("[rounds]\nparts = 0", "from 1 to 65,536"),
+        ("[end]\ntokens = -1", "end.tokens"),
+        ("#" * (MAX_TOML_BYTES + 1), "over the limit"),
+    ],
+)
+def test_a_bad_value_is_named(text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Recipe.from_toml(text)
+
+
+def test_a_recipe_made_in_python_is_checked_too() -> None:
+    wrong: list[Any] = [
+        replace(DEMO, inner=Inner(lr=math.nan)),
+        replace(DEMO, inner="fast"),  # type: ignore[arg-type]
+        replace(DEMO, name="\ud800"),
+        replace(DEMO, task=replace(DEMO.task, config={"model_type": "llama", 3: 4})),
+        replace(DEMO, task=replace(DEMO.task, config={"model_type": "llama", "x": None})),
+        replace(DEMO, task=replace(DEMO.task, text="\ud800")),
+        replace(DEMO, task=replace(DEMO.task, config={"model_type": "llama", "x": ["a" * 4000] * 30})),
+    ]
+    for recipe in wrong:
+        with pytest.raises(RecipeError):
+            recipe.to_toml()
+
+
+def test_every_number_has_limits_and_every_default_is_allowed() -> None:
+    from potluck.recipe import _LIMITS
+
+    Recipe().validate()
+    for section in (entry for entry in fields(Recipe()) if is_dataclass(getattr(Recipe(), entry.name))):
+        table = getattr(Recipe(), section.name)
+        for entry in fields(table):
+            if type(getattr(table, entry.name)) in (int, float):
+                assert f"{section.name}.{entry.name}" in _LIMITS
+
+
+def test_load_reads_a_file_and_names_it_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(DEMO.to_toml(), "utf-8")
+    assert Recipe.load(path) == DEMO
+    path.write_text("nmae = 3", "utf-8")
+    with pytest.raises(RecipeError, match=r"run\.toml: .*did you mean name"):
+        Recipe.load(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match=r"run\.toml is not UTF-8"):
+        Recipe.load(path)
+    with pytest.raises(RecipeError, match="can't be read"):
+        Recipe.load(tmp_path / "none.toml")
+
+
+def test_presets_are_valid_and_found_by_name() -> None:
+    assert preset("shakespeare") is DEMO
+    for name, recipe in PRESETS.items():
+        assert Recipe.from_toml(recipe.to_toml()) == recipe
+        assert recipe.name == name
+    with pytest.raises(RecipeError, match="did you mean shakespeare"):
+        preset("shakespere")
+    with pytest.raises(RecipeError, match="there are shakespeare"):
+        preset("zzz")
+
+
+def test_the_size_of_a_vocabulary() -> None:
+    assert bpe_vocab("bpe-1024") == 1024
+    assert bpe_vocab("gpt2") is None
+
+
+def test_recipes_allow_the_codecs_there_are() -> None:
+    from potluck.codecs import CODECS
+    from potluck.recipe import _CHOICES
+
+    assert set(_CHOICES["rounds.codec"]) == set(CODECS)
