@@ -1,3 +1,53 @@
 """Train one large neural network together, on computers that nobody has to own all of."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potluck.errors import PotluckError, RunOver
+    from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
+    from potluck.run import Run, host, join
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "End": "potluck.recipe",
+    "Inner": "potluck.recipe",
+    "Outer": "potluck.recipe",
+    "PotluckError": "potluck.errors",
+    "Recipe": "potluck.recipe",
+    "Rounds": "potluck.recipe",
+    "Run": "potluck.run",
+    "RunOver": "potluck.errors",
+    "Task": "potluck.recipe",
+    "host": "potluck.run",
+    "join": "potluck.run",
+}
+
+__all__ = [
+    "End",
+    "Inner",
+    "Outer",
+    "PotluckError",
+    "Recipe",
+    "Rounds",
+    "Run",
+    "RunOver",
+    "Task",
+    "host",
+    "join",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used, so that ``import potluck`` costs nothing."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'potluck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -88,5 +88,5 @@ class StoreError(EnvironmentProblem):
     """The disk is full, refuses, or returned something else than was written."""
 
 
-class RunOver(Exception):  # noqa: N818 – ends a loop, like StopIteration
+class RunOver(Exception):
     """The run has reached its goal; the loop ends here."""

@@ -395,13 +395,14 @@ DEMO = Recipe(
     task=Task(
         kind="causal-lm",
         config={
-            "model_type": "gpt_neox",
+            "model_type": "llama",
             "hidden_size": 128,
-            "intermediate_size": 512,
+            "intermediate_size": 384,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": 128,
-            "initializer_range": 0.05,
+            "initializer_range": 0.06,
+            "tie_word_embeddings": False,
         },
         tokenizer="bpe-1024",
         text="demo",
@@ -410,7 +411,11 @@ DEMO = Recipe(
     rounds=Rounds(tokens=90_000),
     end=End(tokens=2_000_000),
 )
-"""A small language model of Shakespeare's plays, for laptops: two minutes with four peers on two cores."""
+"""A small language model of Shakespeare's plays: about two minutes for four peers on two cores.
+
+Its constants come from ``bench/demo_recipe.py``: held-out loss 7.12 to 3.81 nats per token in 23 rounds;
+Nesterov 0.7/0.5 gains 0.01 more, and 0.7/0.9 loses to averaging in so few outer steps.
+"""
 
 PRESETS = {recipe.name: recipe for recipe in (DEMO,)}
 """Recipes that come with Potluck, by name."""

@@ -17,17 +17,32 @@ from potluck.hub import guard
 from potluck.hub import server as server_module
 from potluck.hub.server import HUB, NatsServer, find_program
 
-from .support import DEADLINE_S, PEER_PASSWORD, RUN, alive, connection, nats_ledger, running_server, wait_for_end
+from .support import (
+    DEADLINE_S,
+    PEER_PASSWORD,
+    RUN,
+    alive,
+    connection,
+    nats_ledger,
+    running_server,
+    wait_for_end,
+)
 
 OWNER = """
-import asyncio, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from potluck.hub.server import NatsServer
 
 async def main():
     server = NatsServer(Path(sys.argv[1]), "test-run", "a password of peers")
     await server.start()
-    print(server.pid, server.guard_pid, flush=True)
+    child = 0
+    if sys.argv[2] == "fork":
+        child = os.fork()
+        if not child:
+            os.close(1)
+            signal.pause()
+    print(server.pid, server.guard_pid, child, flush=True)
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -68,15 +83,13 @@ def test_its_secrets_are_the_owners_alone(tmp_path):
 
 def test_records_survive_a_stop_and_a_kill(tmp_path):
     async def main():
-        async with running_server(tmp_path) as server:
-            async with nats_ledger(server) as ledger:
-                await ledger.append(b"one", 0)
-        async with running_server(tmp_path) as server:
-            async with nats_ledger(server) as ledger:
-                assert await ledger.append(b"two", 1) == 2
-                end = os.pidfd_open(server.pid)
-                os.kill(server.pid, signal.SIGKILL)
-                assert wait_for_end(end)
+        async with running_server(tmp_path) as server, nats_ledger(server) as ledger:
+            await ledger.append(b"one", 0)
+        async with running_server(tmp_path) as server, nats_ledger(server) as ledger:
+            assert await ledger.append(b"two", 1) == 2
+            end = os.pidfd_open(server.pid)
+            os.kill(server.pid, signal.SIGKILL)
+            assert wait_for_end(end)
         async with running_server(tmp_path) as server, nats_ledger(server) as ledger:
             assert await ledger.read(1) == [(1, b"one"), (2, b"two")]
 
@@ -109,26 +122,43 @@ def test_it_is_started_again_when_it_dies(tmp_path, victim, monkeypatch):
     asyncio.run(main())
 
 
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits on Linux's pidfd")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_it_does_not_outlive_its_owner(tmp_path, number):
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        pids = [int(word) for word in owner.stdout.readline().split()]
-        ends = [os.pidfd_open(pid) for pid in pids]
-        owner.send_signal(number)
-        assert owner.wait(DEADLINE_S) != 0
-        assert all([wait_for_end(end) for end in ends])
-    finally:
-        owner.kill()
-        owner.wait()
-        owner.stdout.close()
+@pytest.mark.parametrize("way", ["alone", "fork"])
+def test_it_does_not_outlive_its_owner(tmp_path, number, way):
+    """Not even when a fork of the owner, say a loader of data, lives on and keeps the pipe open."""
+    command = [sys.executable, "-c", OWNER, str(tmp_path), way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as owner:
+        assert owner.stdout is not None
+        *pids, child = (int(word) for word in owner.stdout.readline().split())
+        try:
+            ends = [os.pidfd_open(pid) for pid in pids]
+            owner.send_signal(number)
+            assert owner.wait(DEADLINE_S) != 0
+            assert all(map(wait_for_end, ends))
+        finally:
+            owner.kill()
+            if child:
+                os.kill(child, signal.SIGKILL)
 
     async def main():
         async with running_server(tmp_path) as server:
             assert alive(server.pid)
 
     asyncio.run(main())
+
+
+def test_one_that_ignores_its_end_is_killed(tmp_path):
+    impatient = tmp_path / "guard.py"
+    impatient.write_text(Path(guard.__file__).read_text().replace("STOP_S = 5.0", "STOP_S = 0.1"))
+    stubborn = script(tmp_path / "stubborn", "trap '' TERM; echo $$; while :; do sleep 1000; done")
+    command = [sys.executable, "-I", "-S", impatient, str(os.getpid()), tmp_path / "lock", stubborn]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        pid = int(running.stdout.readline())
+        running.stdin.close()
+        assert running.wait(DEADLINE_S) != 0
+        assert not alive(pid)
 
 
 def test_a_second_one_on_its_directory_is_refused(tmp_path, monkeypatch):
@@ -186,7 +216,9 @@ def test_a_newer_one_is_chosen_and_an_older_one_named(tmp_path, monkeypatch):
     monkeypatch.setattr(server_module, "_candidates", lambda: choices)
     assert asyncio.run(find_program()) == new
     choices.pop()
-    with pytest.raises(UsageError, match=r"needs nats-server 2\.11 .*old is 2\.10\.9.*odd is not one.*pip install"):
+    with pytest.raises(
+        UsageError, match=r"needs nats-server 2\.11 .*old is 2\.10\.9.*odd is not one.*pip install"
+    ):
         asyncio.run(find_program())
     choices.clear()
     with pytest.raises(UsageError, match="none was found"):

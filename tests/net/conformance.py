@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -43,7 +43,8 @@ class World(ABC):
 
 async def leaving_nothing(main: Coroutine[Any, Any, None]) -> None:
     """Run ``main`` and see that no task is left."""
-    await main
+    async with asyncio.timeout(60):
+        await main
     await asyncio.sleep(0)
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left
@@ -77,7 +78,7 @@ async def soon(work: Coroutine[Any, Any, Any], deadline_s: float = SOON_S) -> An
     return await asyncio.wait_for(work, deadline_s)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def pair(world: World) -> AsyncIterator[tuple[Stream, Stream]]:
     acceptor = await Acceptor(world.member()).listen()
     dialer = world.member()
@@ -126,8 +127,8 @@ class Conformance(ABC):
                 assert got[2] == there
                 assert got[3] == back
                 assert type(got[2]) is bytes
-                assert near.bytes_sent == far.bytes_received >= size
-                assert far.bytes_sent == near.bytes_received >= size
+                assert size <= far.bytes_received <= near.bytes_sent <= size + 100
+                assert size <= near.bytes_received <= far.bytes_sent <= size + 100
 
         world.run(main())
 
@@ -194,7 +195,7 @@ class Conformance(ABC):
                 await near.send(bytes(1001))
                 with pytest.raises(ProtocolError, match="1001 bytes is announced where 1000 are allowed"):
                     await soon(far.receive(1000))
-                with pytest.raises((ProtocolError, ConnectionLost)):
+                with pytest.raises(ProtocolError):
                     await soon(far.receive(LIMIT))
                 with pytest.raises(ConnectionLost):
                     await soon(near.receive(LIMIT))
@@ -234,27 +235,18 @@ class Conformance(ABC):
     def test_a_close_wakes_who_waits(self, world: World) -> None:
         async def main() -> None:
             async with pair(world) as (near, far):
-                receiving = [asyncio.create_task(stream.receive(LIMIT)) for stream in (near, far)]
-
-                async def send() -> None:
-                    while True:
-                        await near.send(bytes(1 << 20))
-
-                async with pair(world) as (other_near, _):
-                    sending = asyncio.create_task(other_near.send(bytes(1 << 25)))
-                    blocked = asyncio.create_task(other_near.send(bytes(1 << 25)))
-                    await asyncio.sleep(0)
-                    await soon(other_near.close())
-                    outcomes = await soon(asyncio.gather(sending, blocked, return_exceptions=True))
-                    assert isinstance(outcomes[1], ConnectionLost)
+                waiting = [asyncio.create_task(stream.receive(LIMIT)) for stream in (near, far)]
+                # The first is on its way and nobody takes it, so the second has to wait for its turn.
+                waiting += [asyncio.create_task(near.send(bytes(1 << 25))) for _ in range(2)]
+                await asyncio.sleep(0)
                 await soon(near.close())
-                for task in receiving:
+                for task in waiting:
                     with pytest.raises(ConnectionLost):
                         await soon(task)
 
         world.run(main())
 
-    def test_a_message_given_up_halfway_ends_the_stream(self, world: World) -> None:
+    def test_a_message_given_up_halfway_is_never_received(self, world: World) -> None:
         async def main() -> None:
             async with pair(world) as (near, far):
 
@@ -262,12 +254,15 @@ class Conformance(ABC):
                     while True:
                         await near.send(bytes(1 << 24))
 
+                async def received() -> AsyncIterator[bytes]:
+                    with contextlib.suppress(ConnectionLost):
+                        while True:
+                            yield await soon(far.receive(LIMIT))
+
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(send(), 0.5)
-                with pytest.raises(ConnectionLost):  # not a message with a hole in it
-                    while True:
-                        assert await soon(far.receive(LIMIT)) == bytes(1 << 24)
-                        await near.send(b"")
+                await near.close()
+                assert {message async for message in received()} <= {bytes(1 << 24)}
 
         world.run(main())
 

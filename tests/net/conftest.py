@@ -1,3 +1,3 @@
 import pytest
 
-pytest.register_assert_rewrite("tests.net.conformance")
+pytest.register_assert_rewrite("tests.net.conformance", "tests.net.tls_world")

@@ -62,7 +62,7 @@ def test_a_run_without_end_is_ended() -> None:
 
     async def main() -> None:
         try:
-            while True:
+            for _ in range(1000):
                 await asyncio.sleep(1)
         finally:
             await asyncio.sleep(10)

@@ -1,1 +1,1 @@
-""""""
+"""The command line: the only reader of the environment."""

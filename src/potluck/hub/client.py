@@ -224,7 +224,10 @@ class HubClient:
         self.presence.detach()
 
     def _tell(self, connected: bool, reason: str) -> None:
-        log.log(logging.INFO if connected else logging.WARNING, "hub %s", reason)
+        if connected:
+            log.info("%s", reason)
+        else:
+            log.warning("the hub is away: %s", reason)
         loop = asyncio.get_running_loop()
         for watcher in self._watchers:
             loop.call_soon(watcher, connected, reason)

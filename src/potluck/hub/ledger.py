@@ -8,6 +8,7 @@ Both implementations pass ``tests/hub/test_ledger_conformance.py``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 
@@ -82,7 +83,6 @@ class MemoryLedger(Ledger):
         return list(enumerate(found, first))
 
     async def changed(self, timeout_s: float) -> None:
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()

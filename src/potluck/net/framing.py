@@ -60,7 +60,8 @@ class Decoder:
             return self._ahead[:0]
         if self._body is not None:
             return self._body[self._have :]
-        if self._end == READ_AHEAD_BYTES and self._start:
+        # Not for every few bytes: moving them up costs as much as reading them did.
+        if self._end == READ_AHEAD_BYTES and self._start >= READ_AHEAD_BYTES // 2:
             self._ahead[: self._end - self._start] = self._ahead[self._start : self._end]
             self._start, self._end = 0, self._end - self._start
         return self._ahead[self._end :]

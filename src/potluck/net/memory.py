@@ -254,6 +254,7 @@ class MemoryStream(Stream):
             error = ProtocolError(
                 f"peer {self.peer[:12]}: a message of {length} bytes is announced where {limit} are allowed"
             )
+            self._arrived.clear()
             self._finish(error, "closed the connection without a goodbye")
             raise error
         self._untaken_bytes -= length

@@ -70,7 +70,7 @@ class TlsTransport(Transport):
         self.peer = identity.peer
         for address in advertise:
             parse_address(address)
-        if certificate is None and authority is not None and _holder(authority) == identity.peer:
+        if authority is not None and _holder(authority) == identity.peer and certificate is None:
             certificate = identity.issue(authority, identity.peer)
         self._can_listen = authority is not None or strangers
         self._host, self._port, self._advertise = host, port, advertise
@@ -101,18 +101,23 @@ class TlsTransport(Transport):
 
     async def dial(self, addresses: Sequence[str], peer: str) -> Stream:
         failures: list[str] = []
+        admitted: list[TlsStream] = []
+        stream: TlsStream | None = None
         try:
             async with asyncio.timeout(DIAL_S):
-                stream = await self._race(deque(addresses[:MAX_ADDRESSES]), peer, failures)
+                await self._race(deque(addresses[:MAX_ADDRESSES]), peer, admitted, failures)
+            stream = admitted[0] if admitted and not self._closed else None
         except TimeoutError:
             failures.append(f"nothing else within {DIAL_S:.0f} s")
-            stream = None
+        finally:
+            for other in admitted:
+                if other is not stream:
+                    other.abort(ConnectionLost("the dial was given up, or another address was quicker"))
         if stream is None:
-            tried = "; ".join(failures) or "it gave no address"
-            raise Unreachable(f"peer {peer[:12]} can't be reached at {', '.join(addresses)}: {tried}")
-        if self._closed:
-            stream.abort(ConnectionLost("this transport is closed"))
-            raise Unreachable(f"peer {peer[:12]} can't be reached: this transport is closed")
+            tried = (
+                "this transport is closed" if self._closed else "; ".join(failures) or "it gave no address"
+            )
+            raise Unreachable(f"peer {peer[:12]} can't be reached: {tried}")
         self._streams.add(stream)
         return stream
 
@@ -124,15 +129,17 @@ class TlsTransport(Transport):
         await asyncio.gather(*(stream.close() for stream in list(self._streams)))
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _race(self, addresses: deque[str], peer: str, failures: list[str]) -> TlsStream | None:
-        """The first address that works; each starts ``STAGGER_S`` after the last, or when that fails."""
-        attempts: set[asyncio.Task[TlsStream]] = set()
-        pending: set[asyncio.Task[TlsStream]] = set()
-        winner: TlsStream | None = None
+    async def _race(
+        self, addresses: deque[str], peer: str, admitted: list[TlsStream], failures: list[str]
+    ) -> None:
+        """Try until one address works; each starts ``STAGGER_S`` after the last, or when that fails."""
+        attempts: set[asyncio.Task[None]] = set()
+        pending: set[asyncio.Task[None]] = set()
         try:
-            while winner is None and (addresses or pending):
+            while not admitted and (addresses or pending):
                 if addresses:
-                    pending.add(asyncio.create_task(self._attempt(addresses.popleft(), peer)))
+                    attempt = self._attempt(addresses.popleft(), peer, admitted)
+                    pending.add(asyncio.create_task(attempt))
                     attempts |= pending
                 wait_s = STAGGER_S if addresses else None
                 done, pending = await asyncio.wait(
@@ -140,37 +147,32 @@ class TlsTransport(Transport):
                 )
                 for task in done:
                     try:
-                        winner = winner or task.result()
+                        task.result()
                     except Unreachable as error:
                         failures.append(str(error))
-            return winner
         finally:
             for task in attempts:
                 task.cancel()
-            for outcome in await asyncio.gather(*attempts, return_exceptions=True):
-                if isinstance(outcome, TlsStream) and outcome is not winner:
-                    outcome.abort(ConnectionLost("another address of the same peer was quicker"))
+            await asyncio.gather(*attempts, return_exceptions=True)
 
-    async def _attempt(self, address: str, peer: str) -> TlsStream:
+    async def _attempt(self, address: str, peer: str, admitted: list[TlsStream]) -> None:
         stream = TlsStream(self._client, peer, self._workspace)
         try:
             host, port = parse_address(address)
             await asyncio.get_running_loop().create_connection(lambda: stream, host, port)
         except (OSError, UnicodeError, UsageError) as error:
             raise Unreachable(f"{address}: {getattr(error, 'strerror', None) or error}") from error
-        admitted = False
         try:
             await stream.handshake()
             await stream.admitted()
-            admitted = True
+            admitted.append(stream)
         except ssl.SSLError as error:
             raise Unreachable(f"{address}: what answers is no peer ({error.reason})") from error
         except (ConnectionLost, ProtocolError, Unreachable) as error:
             raise Unreachable(f"{address}: {error}") from error
         finally:
-            if not admitted:
+            if stream not in admitted:
                 stream.abort(ConnectionLost("the dial was given up"))
-        return stream
 
     def _spawn(self, work: Coroutine[None, None, None], connection: socket.socket) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -223,7 +225,7 @@ class TlsTransport(Transport):
                 await stream.close()
                 return False
             except asyncio.CancelledError:
-                stream.abort(ConnectionLost("the handshake took too long"))
+                stream.abort(ConnectionLost("the handshake made room for another"))
                 raise
             return True
         finally:
@@ -241,7 +243,8 @@ def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for choice in (port, 0):
         try:
-            listener = socket.create_server((host, choice), family=family, backlog=128)
+            both = host == "::" and socket.has_dualstack_ipv6()
+            listener = socket.create_server((host, choice), family=family, backlog=128, dualstack_ipv6=both)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not choice:
                 raise UsageError(f"can't listen on {format_address(host, port)}: {error.strerror}") from error

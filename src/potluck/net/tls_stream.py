@@ -7,6 +7,7 @@ nor lets the dialer look at the other side's key before its own certificate leav
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, Unreachable
@@ -86,12 +87,13 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
 
     async def send(self, message: bytes | memoryview) -> None:
         view = memoryview(message).cast("B")
+        # A small message travels with its header; of a large one only this first piece is copied.
+        first = header(DATA, len(view)) + bytes(view[:_FIRST_PIECE_BYTES])
         async with self._turn:
             await self._drain()
             self._within_frame = True
             try:
-                # A small message travels with its header; of a large one only this first piece is copied.
-                self._write(header(DATA, len(view)) + bytes(view[:_FIRST_PIECE_BYTES]))
+                self._write(first)
                 for start in range(_FIRST_PIECE_BYTES, len(view), _PIECE_BYTES):
                     await self._drain()
                     self._write(view[start : start + _PIECE_BYTES])
@@ -118,7 +120,8 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
             # Reading on to the end keeps the system from answering late bytes with a reset, which
             # would destroy what the other side has not read yet.
             self._transport.resume_reading()
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # reset by the other side a moment ago
+                self._transport.write_eof()
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._gone.wait()
@@ -189,8 +192,9 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         await self._arrived.wait()
 
     async def _drain(self) -> None:
-        self._raise_if_lost()
         await self._writable.wait()
+        if self._transport.is_closing():  # by asyncio, which is about to say why
+            await self._gone.wait()
         self._raise_if_lost()
 
     def _raise_if_lost(self) -> None:
@@ -201,10 +205,11 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
     def _take(self, limit: int) -> bytes | None:
         try:
             message = self._decoder.take(limit)
-            if self._paused:
+            while self._paused and self._decoder.space():
                 self._pump()
                 message = self._decoder.take(limit) if message is None else message
         except ProtocolError as error:
+            self._decoder = Decoder()
             self.abort(ProtocolError(f"{self._who}: {error}"))
             raise ProtocolError(f"{self._who}: {error}") from error
         return message

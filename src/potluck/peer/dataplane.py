@@ -78,10 +78,6 @@ class DataPlane:
         """The state digest that peers compare."""
         return state_digest(self.round, self.theta, self.momentum)
 
-    def encoded_size(self, part: int) -> int:
-        """Bytes of a contribution or result of a part."""
-        return self.codec.size(self._size(part))
-
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
         """Take the model's parameters ``local`` [n] as this round's contribution and encode it.
 
@@ -131,10 +127,10 @@ class DataPlane:
     def apply(self, commit: Commit, raws: Sequence[bytes], index: int | None) -> Carry:
         """Take the outer step of a committed round; ``index`` is our place among its members.
 
-        Raises:
-            CorruptData: a result can't be decoded; nothing has changed.
+        A result that can't be decoded, though it is what was committed, changes nothing in its part: all
+        peers see the same bytes, so all agree on that.
         """
-        decoded = [self.codec.decode(raw, self._size(part)) for part, raw in enumerate(raws)]
+        decoded = [self._decoded_result(raw, part) for part, raw in enumerate(raws)]
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
         origin = self.theta.copy()
         for info, bounds in zip(commit.parts, self._bounds, strict=True):
@@ -177,6 +173,10 @@ class DataPlane:
         except CorruptData:
             return None
         return value if float(np.abs(value).max(initial=0)) < ABSURD else None
+
+    def _decoded_result(self, raw: bytes, part: int) -> Vector:
+        value = self._decoded(raw, self._size(part))
+        return value if value is not None else np.zeros(self._size(part), np.float32)
 
     def _size(self, part: int) -> int:
         bounds = self._bounds[part]

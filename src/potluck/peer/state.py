@@ -13,7 +13,7 @@ from potluck.codecs import codec
 from potluck.errors import CorruptData, StoreError
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
-from potluck.peer.dataplane import Carry, DataPlane, Vector
+from potluck.peer.dataplane import Carry, DataPlane, Vector, part_bounds
 from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.contents import Contents
@@ -21,7 +21,7 @@ from potluck.store.snapshots import load_snapshot, snapshot_files
 from potluck.wire.records import Commit, Genesis, PartInfo, Snapshot, TensorSpec
 
 
-class Missing(Exception):  # noqa: N818 – an outcome, not a fault: the content is fetched again
+class Missing(Exception):
     """Content that a step needs is not in the store, or was damaged there."""
 
     def __init__(self, digests: Iterable[str]) -> None:
@@ -63,10 +63,17 @@ class PeerState:
         raw = self.plane.contribution(round_, attempt, part) if self.plane else None
         return (self._weight, raw) if raw is not None else None
 
-    def contribution_size(self, part: int) -> int:
-        """Bytes of an encoded part: what a contribution must have, to the byte."""
-        assert self.plane is not None, "only a peer with a state is a member"
-        return self.plane.encoded_size(part)
+    def contribution_size(self, part: int) -> int | None:
+        """Bytes of an encoded part, exactly; None if there is no such part."""
+        if part >= self._parts:
+            return None
+        bounds = part_bounds(self.size, self._parts)[part]
+        return self._codec.size(bounds.stop - bounds.start)
+
+    @property
+    def round_bytes(self) -> int:
+        """Bytes of one whole contribution."""
+        return sum(self.contribution_size(part) or 0 for part in range(self._parts))
 
     def take(self, round_: int, attempt: int, part: int, index: int, weight: float, raw: bytes) -> None:
         """Keep another member's contribution until its part is reduced."""
@@ -100,7 +107,6 @@ class PeerState:
 
         Raises:
             Missing: some of its parts are not here.
-            CorruptData: a part can't be decoded, though its digest is right.
         """
         assert self.plane is not None, "commits are applied to a state"
         raws, lacking = [], []

@@ -88,26 +88,28 @@ class Catchup:
         if view.genesis is None or self._busy or self.round >= view.round:
             return []
         peers = [p for p in swarm.alive(now) if p.peer != self._peer]
-        commit = view.commits.get(self.round + 1)
-        if self.round != NO_STATE and commit is not None and self._within_reach(commit, peers):
-            return self._replay(commit, peers, now)
+        commit = view.commits.get(self.round + 1) if self.round != NO_STATE else None
+        needs = self._lacking(commit, peers) if commit is not None else []
+        if commit is not None and all(need.sources for need in needs):
+            return self._replay(commit, needs, now)
         snapshot = self._choose(view, peers)
-        if snapshot is None:
+        if snapshot is not None:
+            return self._load(snapshot, peers, now)
+        if commit is None:
             self.reason = "waiting for a peer that holds a snapshot of the run"
             return []
-        return self._load(snapshot, peers, now)
+        lost = sum(not need.sources for need in needs)
+        self.reason = f"waiting for a peer that holds the {lost} parts of round {commit.round} missing here"
+        return self._fetch(needs, now)
 
-    def _within_reach(self, commit: Commit, peers: list[Progress]) -> bool:
-        return all(info.digest in self.have for info in commit.parts) or any(
-            _keeps(p, commit.round) for p in peers
-        )
-
-    def _replay(self, commit: Commit, peers: list[Progress], now: float) -> list[Effect]:
-        needs = [
+    def _lacking(self, commit: Commit, peers: list[Progress]) -> list[Need]:
+        return [
             Need(info.digest, info.size, _holders(info.digest, commit.round, peers))
             for info in commit.parts
             if info.digest not in self.have
         ]
+
+    def _replay(self, commit: Commit, needs: list[Need], now: float) -> list[Effect]:
         if needs:
             self.reason = f"fetching {len(needs)} parts of round {commit.round}"
             return self._fetch(needs, now)
@@ -170,10 +172,10 @@ def chunks(files: tuple[Blob, ...]) -> Iterator[tuple[str, int]]:
         yield from zip(blob.chunks, chunk_sizes(blob), strict=True)
 
 
-def _keeps(progress: Progress, round_: int) -> bool:
-    return progress.round >= round_ and progress.parts_from <= round_
-
-
 def _holders(digest: str, round_: int, peers: list[Progress]) -> tuple[str, ...]:
-    """Peers that applied the round and keep its parts, or that hold this one of the round in flight."""
-    return tuple(p.peer for p in peers if _keeps(p, round_) or any(info.digest == digest for info in p.held))
+    """Peers that applied the round and keep its parts, or that say they hold this one."""
+    return tuple(
+        p.peer
+        for p in peers
+        if (p.round >= round_ >= p.parts_from) or any(info.digest == digest for info in p.held)
+    )

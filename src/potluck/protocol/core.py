@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from potluck.protocol.catchup import NO_STATE, Catchup, chunks
-from potluck.protocol.effects import Announce, Append, Effect, Keep, Note, WriteSnapshot
+from potluck.protocol.effects import Announce, Append, Drop, Effect, Note, WriteSnapshot
 from potluck.protocol.exchange import Exchange
 from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
 from potluck.protocol.swarm import Swarm
@@ -65,6 +65,7 @@ class PeerCore:
     def followed(self, entry: Entry, now: float) -> None:
         """A record of the ledger, in order."""
         skipped = self.view.follow(entry)
+        self._appending_until = None
         body = entry.record.body
         if skipped:
             self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}")
@@ -115,13 +116,15 @@ class PeerCore:
             keep |= {info.digest for info in self.exchange.held}
         if self.view.genesis is not None:
             keep |= {d for d, _ in chunks(self.view.genesis.assets)}
-        self._queue.append(Keep(frozenset(keep)))
+        dropped = frozenset(self.catchup.have - keep)
+        self.catchup.have -= dropped
+        self._queue.append(Drop(dropped))
         self._note(f"snapshot of round {body.round} recorded: {body.reason}")
 
     def appended(self, ok: bool, reason: str) -> None:
-        """An append was answered; if another record was first, the tail brings it."""
-        self._appending_until = None
+        """An append was answered. Either way the next record to follow tells what became of it."""
         if not ok:
+            self._appending_until = None
             self._note(f"append not taken: {reason}")
 
     # -- the swarm -------------------------------------------------------------------------------
@@ -141,13 +144,19 @@ class PeerCore:
             round=self.catchup.round,
             state=self.catchup.state,
             attempt=exchange.attempt if exchange else 0,
-            held=exchange.held if exchange else (),
+            held=exchange.held if exchange else self._held_of_next(),
             snapshots=self._snapshots_held(),
             parts_from=self._parts_from,
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)
         return progress
+
+    def _held_of_next(self) -> tuple[PartInfo, ...]:
+        """Parts of the next round to apply that are here: what one peer lacks, another may hold."""
+        commit = self.view.commits.get(self.catchup.round + 1)
+        parts = commit.parts if commit is not None else ()
+        return tuple(info for info in parts if info.digest in self.catchup.have)
 
     @property
     def phase(self) -> Phase:

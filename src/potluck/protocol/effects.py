@@ -84,8 +84,8 @@ class WriteSnapshot:
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Everything else in the store may go."""
+class Drop:
+    """Content that nobody will ask for any more."""
 
     digests: frozenset[str]
 
@@ -112,7 +112,7 @@ Effect = (
     | Apply
     | LoadSnapshot
     | WriteSnapshot
-    | Keep
+    | Drop
     | Announce
     | Note
 )

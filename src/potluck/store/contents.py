@@ -26,6 +26,9 @@ class Contents(Protocol):
     def keep_only(self, digests: Set[str]) -> None:
         """Drop everything else."""
 
+    def delete(self, digest: str) -> None:
+        """Drop content, if it is there."""
+
 
 class MemoryStore:
     """A store in memory, for simulations: content survives as long as the object does."""
@@ -46,6 +49,9 @@ class MemoryStore:
 
     def digests(self) -> set[str]:
         return set(self._found)
+
+    def delete(self, digest: str) -> None:
+        self._found.pop(digest, None)
 
     def keep_only(self, digests: Set[str]) -> None:
         self._found = {name: raw for name, raw in self._found.items() if name in digests}

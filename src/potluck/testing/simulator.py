@@ -28,7 +28,7 @@ TENSORS = (TensorSpec("a.weight", (6, 5)), TensorSpec("b.bias", (10,)))
 SIZE = 40
 
 
-class InvariantBroken(AssertionError):  # noqa: N818 – the word of the design
+class InvariantBroken(AssertionError):
     """The system did what it must never do."""
 
 

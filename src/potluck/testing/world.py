@@ -16,9 +16,9 @@ from potluck.protocol.effects import (
     Append,
     Apply,
     Cut,
+    Drop,
     Effect,
     Fetch,
-    Keep,
     LoadSnapshot,
     Note,
     Reduce,
@@ -211,9 +211,8 @@ class SimPeer:
                 self.later(0.05, partial(self._change_state, effect))
             case WriteSnapshot():
                 self._write_snapshot(effect)
-            case Keep():
-                self.store.keep_only(effect.digests)
-                self.core.catchup.have &= self.store.digests()
+            case Drop():
+                self.store.keep_only(self.store.digests() - effect.digests)
             case Announce():
                 self._announce()
             case Note():

@@ -1,0 +1,70 @@
+"""Starts a hub as a process of its own, which outlives the peer that started it."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from potluck.errors import EnvironmentProblem
+
+START_S = 30.0
+"""How long a hub may take to come up, in seconds."""
+
+IDLE_S = 60.0
+"""A hub that a peer started ends so long after the last peer has left, in seconds."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A hub in another process: its invite, process id and log."""
+
+    invite: str
+    pid: int
+    log: Path
+
+
+def launch_hub(directory: Path, *, host: str, port: int = 0, until_idle_s: float | None = IDLE_S) -> Launched:
+    """Start a hub on a directory and wait until it is up.
+
+    Raises:
+        EnvironmentProblem: it did not come up, and why.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = directory / "hub.log"
+    options = {"directory": str(directory), "host": host, "port": port, "until_idle_s": until_idle_s}
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "potluck.hub", json.dumps(options)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C in the peer's terminal is not for the hub
+        )
+    line = _first_line(process)
+    said = json.loads(line) if line.startswith(b"{") else {"error": f"it ended without a word; see {log}"}
+    if "error" in said:
+        process.kill()
+        process.wait()
+        raise EnvironmentProblem(f"the hub did not start: {said['error']}")
+    # The hub is on its own from here on.
+    process.returncode = 0
+    return Launched(said["invite"], process.pid, log)
+
+
+def _first_line(process: subprocess.Popen[bytes]) -> bytes:
+    found: queue.Queue[bytes] = queue.Queue()
+    assert process.stdout is not None
+    stdout = process.stdout
+    threading.Thread(target=lambda: found.put(stdout.readline()), daemon=True).start()
+    try:
+        return found.get(timeout=START_S)
+    except queue.Empty:
+        return json.dumps({"error": f"not up after {START_S:.0f} s"}).encode()
+    finally:
+        if not found.empty() or process.poll() is not None:
+            stdout.close()

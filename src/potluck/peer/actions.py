@@ -1,0 +1,278 @@
+"""Carries a core's effects out: on the wire, in the store, on the vectors. Outcomes go back as events.
+
+Vectors and store are touched by one worker thread, so effects on them happen in order; the network goes
+on meanwhile. A failure of the machine (a full disk, say) is told in words, and the effect fails after a
+pause, so that the core asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from potluck.errors import CorruptData, LedgerConflict, LedgerUnavailable, PotluckError, StoreError
+from potluck.hub.ledger import Ledger
+from potluck.peer.dataplane import Carry, Vector
+from potluck.peer.handover import CutRequest, Handover
+from potluck.peer.links import Links, Reply
+from potluck.peer.state import Missing, PeerState
+from potluck.protocol.core import PeerCore
+from potluck.protocol.effects import (
+    Announce,
+    Append,
+    Apply,
+    Cut,
+    Drop,
+    Effect,
+    Fetch,
+    LoadSnapshot,
+    Note,
+    Reduce,
+    SendContribution,
+    SendResult,
+    WriteSnapshot,
+)
+from potluck.wire.codec import digest
+from potluck.wire.messages import Answer, PushContribution, PushResult, Request
+from potluck.wire.messages import Fetch as FetchRequest
+from potluck.wire.records import Chain, Commit, Member
+
+T = TypeVar("T")
+
+AILING_S = 1.0
+"""Pause after the disk refused, before the same is tried again, in seconds."""
+
+
+class Actions:
+    """Executes effects for one peer.
+
+    Args:
+        announce: publish what changed.
+        note: words for the log and whoever watches.
+        changed: an event went into the core, let it decide.
+        spawn: run a coroutine as a task that the node owns.
+    """
+
+    def __init__(
+        self,
+        core: PeerCore,
+        state: PeerState,
+        links: Links,
+        ledger: Ledger,
+        chain: Chain,
+        *,
+        announce: Callable[[], None],
+        note: Callable[[str], None],
+        changed: Callable[[], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self.core, self.state = core, state
+        self.handover = Handover(self._taken_in_thread)
+        self._links, self._ledger, self._chain = links, ledger, chain
+        self._announce, self._note, self._changed, self._spawn = announce, note, changed, spawn
+        self._loop = asyncio.get_running_loop()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="potluck-vectors")
+
+    def close(self) -> None:
+        """Finish what the worker does at the moment, and end it."""
+        self._worker.shutdown(cancel_futures=True)
+
+    async def work(self, function: Callable[..., T], *args: Any) -> T:
+        """Run in the worker thread, after what was given to it before."""
+        return await self._loop.run_in_executor(self._worker, functools.partial(function, *args))
+
+    def start(self, effect: Effect) -> None:
+        """Carry one effect out: at once if it is quick, else as a task."""
+        match effect:
+            case Announce():
+                self._announce()
+            case Note():
+                self._note(effect.text)
+            case Cut():
+                self._ask_for_cut(effect)
+            case Append():
+                raw = self._chain.next(self.core.me.peer, effect.body)
+                self._spawn(self._append(raw, self._chain.sequence))
+            case SendContribution():
+                self._spawn(self._send_contribution(effect))
+            case SendResult():
+                self._spawn(self._send_result(effect))
+            case Fetch():
+                self._spawn(self._fetch(effect))
+            case Reduce():
+                self._spawn(self._reduce(effect))
+            case Apply() | LoadSnapshot():
+                self._spawn(self._change_state(effect))
+            case WriteSnapshot():
+                self._spawn(self._write_snapshot(effect))
+            case Drop():
+                self._spawn(self._drop(effect))
+
+    def _now(self) -> float:
+        return self._loop.time()
+
+    # -- the trainer -----------------------------------------------------------------------------
+
+    def _ask_for_cut(self, effect: Cut) -> None:
+        exchange = self.core.exchange
+        if exchange is not None and exchange.index is not None:
+            self.handover.request(CutRequest(effect.round, effect.attempt, exchange.index))
+
+    def _taken_in_thread(self, request: CutRequest, local: Vector, weight: float) -> None:
+        """Called from the training thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: self._spawn(self._taken(request, local, weight)))
+
+    async def _taken(self, request: CutRequest, local: Vector, weight: float) -> None:
+        if self.core.catchup.round != request.round - 1:
+            return
+        done = await self.work(self.state.cut, request.round, request.attempt, request.index, local, weight)
+        if not done:
+            self._note(
+                f"round {request.round}: the model here has become NaN or infinite: nothing is contributed, "
+                "and training goes on from the shared state; lower the learning rate if it happens again"
+            )
+            assert self.state.plane is not None
+            self.handover.reset(self.state.plane.theta.copy())
+        self.core.cut_done(request.round, request.attempt, weight if done else 0.0)
+        self._changed()
+
+    # -- the ledger ------------------------------------------------------------------------------
+
+    async def _append(self, raw: bytes, after: int) -> None:
+        try:
+            await self._ledger.append(raw, after)
+            self.core.appended(True, "")
+        except (LedgerConflict, LedgerUnavailable) as error:
+            self.core.appended(False, str(error))
+        self._changed()
+
+    # -- other peers -----------------------------------------------------------------------------
+
+    async def _ask(self, peer: str, message: Request, body: bytes | None, want: int = 0) -> Reply:
+        """A request; whatever goes wrong is an answer to try again."""
+        to = self.core.swarm.last(peer)
+        if to is None or not to.addresses:
+            return Reply(Answer(False, "its address is not known", retry=True))
+        try:
+            return await self._links.request(to, message, body, want)
+        except PotluckError as error:
+            return Reply(Answer(False, str(error)[:500], retry=True))
+
+    async def _send_contribution(self, effect: SendContribution) -> None:
+        where = (effect.round, effect.attempt, effect.part)
+        weight, raw = self.state.contribution(*where) or (0.0, b"")
+        reply = await self._ask(effect.to, PushContribution(*where, weight, len(raw)), raw)
+        self.core.sent(*where, effect.to, None, reply.answer, self._now())
+        self._changed()
+
+    async def _send_result(self, effect: SendResult) -> None:
+        where = (effect.round, effect.attempt, effect.part)
+        held = self.core.exchange.held if self.core.exchange is not None else ()
+        info = next((i for i in held if i.digest == effect.digest), None)
+        raw = await self.work(self.state.store.get, effect.digest)
+        if info is None or raw is None:
+            answer = Answer(False, "the result is not here any more", retry=True)
+        else:
+            push = PushResult(effect.round, effect.attempt, info)
+            answer = (await self._ask(effect.to, push, raw)).answer
+        self.core.sent(*where, effect.to, effect.digest, answer, self._now())
+        self._changed()
+
+    async def _fetch(self, effect: Fetch) -> None:
+        reply = await self._ask(effect.source, FetchRequest(effect.digest), None, effect.size)
+        ok = reply.answer.ok and await self.keep(effect.digest, reply.body)
+        self.core.fetched(effect.digest, ok, self._now())
+        self._changed()
+
+    async def keep(self, name: str, body: bytes) -> bool:
+        """Store content that came from elsewhere, if it is what its digest says and the disk takes it."""
+        if await self.work(digest, body) != name:
+            self._note(f"content {name[:12]} came damaged: fetching it elsewhere")
+            return False
+        return await self._stored(self.state.store.put, body) is not None
+
+    async def _stored(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Something that writes to the disk; None if that refuses, after a pause."""
+        try:
+            return await self.work(function, *args)
+        except StoreError as error:
+            self._note(f"{error}; trying again")
+            await asyncio.sleep(AILING_S)
+            return None
+
+    async def take_contribution(self, push: PushContribution, member: Member, body: bytes) -> Answer:
+        """Another member's contribution is here."""
+        answer = self.core.contributed(push, member)
+        if answer.ok and self.core.exchange is not None and push.weight > 0:
+            index = self.core.exchange.members.index(member)
+            self.state.take(push.round, push.attempt, push.part, index, push.weight, body)
+        self._changed()
+        return answer
+
+    async def take_result(self, push: PushResult, body: bytes) -> Answer:
+        """A reducer's result is here."""
+        if not await self.keep(push.info.digest, body):
+            return Answer(False, "it could not be kept", retry=True)
+        self.core.result(push.round, push.attempt, push.info)
+        self._changed()
+        return Answer(True)
+
+    async def find(self, name: str) -> bytes | None:
+        """Content by digest, for others."""
+        return await self.work(self.state.store.get, name)
+
+    # -- vectors and store -----------------------------------------------------------------------
+
+    async def _reduce(self, effect: Reduce) -> None:
+        where = (effect.round, effect.attempt, effect.part)
+        outcome = await self._stored(self.state.reduce, *where, effect.contributors)
+        info, refused = outcome if outcome is not None else (None, ())
+        self.core.reduced(*where, info, refused)
+        self._changed()
+
+    async def _change_state(self, effect: Apply | LoadSnapshot) -> None:
+        loaded = isinstance(effect, LoadSnapshot)
+        try:
+            if isinstance(effect, Apply):
+                carry = await self.work(self.state.apply, effect.commit)
+                included = self._included(effect.commit)
+            else:
+                carry, included = await self.work(self.state.load, effect.snapshot), False
+        except Missing as missing:
+            self.core.missing(missing.digests)
+        except CorruptData as error:
+            self._note(str(error))
+            await asyncio.sleep(AILING_S)
+            self.core.missing(())
+        else:
+            await self.took(carry, included=included, loaded=loaded)
+        self._changed()
+
+    async def took(self, carry: Carry, *, included: bool, loaded: bool) -> None:
+        """A new shared state is ours: hand it to the trainer, and report it."""
+        assert self.state.plane is not None
+        state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
+        self.handover.offer(carry, included=included)
+        self.core.applied(self.state.plane.round, state, loaded)
+
+    def _included(self, commit: Commit) -> bool:
+        """Whether our last cut is in it."""
+        members = self.core.view.members.get(commit.round, ())
+        index = members.index(self.core.me) if self.core.me in members else None
+        return any(index in dict(info.contributors) for info in commit.parts)
+
+    async def _write_snapshot(self, effect: WriteSnapshot) -> None:
+        while (snapshot := await self._stored(self.state.write_snapshot)) is None:
+            if self.core.catchup.round != effect.round:
+                return
+        if snapshot.round == effect.round:
+            self.core.snapshot_written(snapshot)
+        self._changed()
+
+    async def _drop(self, effect: Drop) -> None:
+        for name in sorted(effect.digests):
+            await self._stored(self.state.store.delete, name)

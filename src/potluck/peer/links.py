@@ -1,0 +1,213 @@
+"""Requests to other peers, over streams that are kept open, and the answers to theirs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, VersionMismatch
+from potluck.net.transport import Stream, Transport
+from potluck.wire.codec import WIRE, decode, encode
+from potluck.wire.messages import (
+    Answer,
+    Fetch,
+    Hello,
+    Progress,
+    PushContribution,
+    PushResult,
+    Request,
+)
+from potluck.wire.records import Member
+
+HEADER_BYTES = 1 << 16
+"""Upper bound of a request or answer, without what follows it."""
+
+REQUEST_S = 20.0
+"""How long one request may take besides its bytes, in seconds."""
+
+SLOWEST = 20_000.0
+"""A link slower than so many bytes/s is given up."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and the content that came with it."""
+
+    answer: Answer
+    body: bytes = b""
+
+
+class Links:
+    """Streams to other peers: one for each peer and kind of request, so that none waits for another kind."""
+
+    def __init__(self, transport: Transport, run: str, session: str) -> None:
+        self._transport = transport
+        self._hello = encode(Hello(WIRE, run, session))
+        self._streams: dict[tuple[str, str], Stream] = {}
+        self._turns: dict[tuple[str, str], asyncio.Lock] = {}
+        self.uplink = 0.0
+        """Running mean of what went up in large requests, in bytes/s; 0 while unknown."""
+        self._closed_sent = 0
+        self._closed_received = 0
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload and framing, over all streams so far."""
+        return self._closed_sent + sum(s.bytes_sent for s in self._streams.values())
+
+    @property
+    def bytes_received(self) -> int:
+        """As ``bytes_sent``."""
+        return self._closed_received + sum(s.bytes_received for s in self._streams.values())
+
+    async def request(self, to: Progress, message: Request, body: bytes | None, want: int = 0) -> Reply:
+        """One request and its answer; ``want`` is the size of the content asked for.
+
+        Raises:
+            PotluckError: the peer can't be reached, refuses, went away, or sent what it must not.
+        """
+        key = (to.peer, type(message).__name__)
+        limit_s = REQUEST_S + (len(body or b"") + want) / SLOWEST
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            try:
+                async with asyncio.timeout(limit_s):
+                    return await self._exchange(key, to, message, body, want)
+            except TimeoutError:
+                await self._drop(key)
+                raise ConnectionLost(f"{to.name} did not answer within {limit_s:.0f} s") from None
+            except BaseException:
+                await self._drop(key)
+                raise
+
+    async def _exchange(
+        self, key: tuple[str, str], to: Progress, message: Request, body: bytes | None, want: int
+    ) -> Reply:
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = await self._transport.dial(to.addresses, to.peer)
+            self._streams[key] = stream
+            await stream.send(self._hello)
+            _accepted(await _answer(stream), to)
+        started = asyncio.get_running_loop().time()
+        await stream.send(encode(message))
+        if body:
+            await stream.send(body)
+        answer = await _answer(stream)
+        if body and len(body) >= 1 << 16:
+            self._measure(len(body), asyncio.get_running_loop().time() - started)
+        if not answer.ok or not want:
+            return Reply(answer)
+        if answer.size != want:
+            raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
+        return Reply(answer, await stream.receive(want))
+
+    def _measure(self, size: int, took_s: float) -> None:
+        speed = size / max(took_s, 1e-6)
+        self.uplink = speed if not self.uplink else 0.7 * self.uplink + 0.3 * speed
+
+    async def _drop(self, key: tuple[str, str]) -> None:
+        stream = self._streams.pop(key, None)
+        if stream is not None:
+            self._closed_sent += stream.bytes_sent
+            self._closed_received += stream.bytes_received
+            await stream.close()
+
+    async def close(self) -> None:
+        """Close every stream."""
+        for key in list(self._streams):
+            await self._drop(key)
+
+
+def _accepted(answer: Answer, to: Progress) -> None:
+    if not answer.ok:
+        kind = VersionMismatch if "version" in answer.reason else Refused
+        raise kind(f"{to.name}: {answer.reason}")
+
+
+async def _answer(stream: Stream) -> Answer:
+    answer: Answer = decode(await stream.receive(HEADER_BYTES), Answer)
+    return answer
+
+
+class Desk:
+    """Serves other peers' requests. What it may accept and where it goes is its callbacks' business.
+
+    Args:
+        run: streams of another run are refused.
+        contribution_size: bytes that a part's contribution must have, or None while there is no state.
+        take_contribution: a member's contribution is here; says whether it was welcome.
+        take_result: a result is here; verifies and keeps it.
+        find: content by digest.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        contribution_size: Callable[[int], int | None],
+        take_contribution: Callable[[PushContribution, Member, bytes], Awaitable[Answer]],
+        take_result: Callable[[PushResult, bytes], Awaitable[Answer]],
+        find: Callable[[str], Awaitable[bytes | None]],
+    ) -> None:
+        self._run = run
+        self._size = contribution_size
+        self._take_contribution = take_contribution
+        self._take_result = take_result
+        self._find = find
+        self.bytes_sent = 0
+        self.bytes_received = 0
+
+    async def serve(self, stream: Stream) -> None:
+        """Answer requests on one stream until it ends."""
+        sent = received = 0
+        try:
+            member = await self._greet(stream)
+            while member is not None:
+                await self._one(stream, member)
+                self.bytes_sent += stream.bytes_sent - sent
+                self.bytes_received += stream.bytes_received - received
+                sent, received = stream.bytes_sent, stream.bytes_received
+        except ConnectionLost:
+            return
+        except PotluckError:
+            await stream.close()
+            raise
+
+    async def _greet(self, stream: Stream) -> Member | None:
+        hello: Hello = decode(await stream.receive(HEADER_BYTES), Hello)
+        reason = ""
+        if hello.wire != WIRE:
+            reason = f"speaks wire version {WIRE}, you speak {hello.wire}: install the same release"
+        elif hello.run != self._run:
+            reason = f"takes part in run {self._run}, not {hello.run}"
+        await stream.send(encode(Answer(not reason, reason)))
+        return None if reason else Member(stream.peer, hello.session)
+
+    async def _one(self, stream: Stream, member: Member) -> None:
+        request: Request = decode(await stream.receive(HEADER_BYTES), Request)
+        if isinstance(request, PushContribution):
+            body = await self._body(stream, request.part, request.size, request.weight > 0)
+            await stream.send(encode(await self._take_contribution(request, member, body)))
+        elif isinstance(request, PushResult):
+            body = await self._body(stream, request.info.part, request.info.size, True)
+            await stream.send(encode(await self._take_result(request, body)))
+        elif isinstance(request, Fetch):
+            found = await self._find(request.digest)
+            await stream.send(
+                encode(Answer(found is not None, "" if found else "not here", size=len(found or b"")))
+            )
+            if found:
+                await stream.send(found)
+        else:
+            raise ProtocolError("a second Hello on one stream")
+
+    async def _body(self, stream: Stream, part: int, size: int, some: bool) -> bytes:
+        """What follows a push, taken only if it has the size that the part must have."""
+        due = self._size(part) if some else 0
+        if due is None:
+            # No state yet, so no part can be judged: end the stream, the sender tries again.
+            raise ProtocolError("a part came before this peer had a state")
+        if size != due:
+            raise ProtocolError(f"part {part} has {size} bytes, {due} are due")
+        return await stream.receive(size) if size else b""

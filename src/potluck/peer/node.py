@@ -1,0 +1,401 @@
+"""The thin shell around a core: one asyncio loop feeds it, carries its effects out, re-arms one timer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from potluck import __version__
+from potluck.errors import (
+    ConnectionLost,
+    EnvironmentProblem,
+    LedgerUnavailable,
+    PotluckError,
+    Refused,
+    UsageError,
+)
+from potluck.hub.client import HubClient
+from potluck.identity import Identity
+from potluck.net.tls import TlsTransport
+from potluck.peer.actions import Actions
+from potluck.peer.dataplane import Vector
+from potluck.peer.links import Desk, Links
+from potluck.peer.machine import machine_id, share_of_cores
+from potluck.peer.state import PeerState, genesis_of
+from potluck.protocol.core import PeerCore
+from potluck.protocol.steward import Rules
+from potluck.recipe import Recipe
+from potluck.store.blobs import read_blob, write_blob
+from potluck.store.store import Store
+from potluck.wire.codec import WIRE
+from potluck.wire.invite import Invite
+from potluck.wire.messages import Fetch, Progress, PushContribution, PushResult
+from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, TensorSpec, chunk_sizes
+
+log = logging.getLogger("potluck.peer")
+
+BEAT_S = 1.0
+"""How often a peer announces itself, in seconds."""
+
+LEAVE_S = 3.0
+"""How long a leaving peer stays for the round in flight, in seconds."""
+
+LINGER_S = 10.0
+"""How long a peer stays after the run's end for those who lack its last parts, in seconds."""
+
+GENESIS_S = 30.0
+"""How long a joiner waits for a run that has not begun, in seconds."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a peer lives: its key, its directory, its name, the address it listens on, whether it trains."""
+
+    identity: Identity
+    directory: Path
+    name: str
+    listen: str = "0.0.0.0"  # noqa: S104 – peers are on other machines; strangers are refused by TLS
+    trains: bool = True
+
+
+@dataclass(frozen=True)
+class Founding:
+    """What the first peer brings: recipe, tensors, initial parameters [n], and the run's files by name."""
+
+    recipe: Recipe
+    tensors: tuple[TensorSpec, ...]
+    theta: Vector
+    assets: Mapping[str, bytes]
+
+
+class Node:
+    """One life of one peer. Everything here runs in one asyncio loop, except ``handover``'s trainer side."""
+
+    def __init__(self, invite: Invite, place: Place, watch: Callable[[str], None] | None = None) -> None:
+        self._invite, self._place, self._watch = invite, place, watch
+        # Sorts after the sessions of this key's earlier lives.
+        self.session = f"{time.time_ns():016x}{secrets.token_hex(4)}"
+        self._chain = Chain()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ready = asyncio.Event()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._base = Progress(peer=place.identity.peer, session=self.session)
+        self._unheard: list[Progress] = []
+        self.hub: HubClient
+        self.core: PeerCore
+        self.actions: Actions
+        self.recipe: Recipe
+        self.genesis: Genesis
+        self._core_built = False
+        self.hub_reason = "connected to the hub"
+
+    # -- coming ----------------------------------------------------------------------------------
+
+    async def start(self, founding: Founding | None = None) -> None:
+        """Join the run (or found it), and come up; returns when the run is known and the peer is heard.
+
+        Raises:
+            PotluckError: admission, the ledger or the port failed; everything is closed again.
+        """
+        try:
+            await self._start(founding)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self, founding: Founding | None) -> None:
+        place = self._place
+        self.hub = await HubClient.join(self._invite, place.identity)
+        self.hub.on_connection(self._hub_changed)
+        self.hub.on_progress(self._heard)
+        self._transport = TlsTransport(
+            place.identity,
+            certificate=self.hub.certificate,
+            authority=self.hub.authority,
+            host=place.listen,
+        )
+        self._store = Store(place.directory / "store")
+        if founding is not None:
+            await self._found(founding)
+        entries = [await self._genesis()]
+        await self._build(entries[0])
+        addresses = await self._transport.listen(self._serve)
+        self._base = Progress(
+            peer=place.identity.peer,
+            session=self.session,
+            since=self._chain.sequence,
+            name=place.name,
+            version=__version__,
+            machine=machine_id(),
+            addresses=tuple(addresses),
+        )
+        self.core.followed(entries[0], self._now())
+        if founding is not None:
+            await self._begin(founding)
+        for work in (self._tail(), self._beat(), self._drive()):
+            self._spawn(work)
+
+    async def _found(self, founding: Founding) -> None:
+        """Write the genesis, unless the run has one (a host that starts again on its own hub)."""
+        if await self.hub.ledger.read(1, 1):
+            raise UsageError("this hub's run has begun already: join it with its invite instead of hosting")
+        theta = founding.theta
+        genesis = genesis_of(self._invite.run, founding.recipe, founding.tensors, theta, WIRE)
+        blobs = [write_blob(self._store, name, raw) for name, raw in sorted(founding.assets.items())]
+        record = Chain().next(self._place.identity.peer, replace(genesis, assets=tuple(blobs)))
+        await self.hub.ledger.append(record, 0)
+
+    async def _genesis(self) -> Entry:
+        deadline = self._now() + GENESIS_S
+        while self._now() < deadline:
+            found = await self.hub.ledger.read(1, 1)
+            if found:
+                return self._chain.follow(*found[0])
+            await self.hub.ledger.changed(1.0)
+        raise Refused("the hub is there, but its run has not begun: ask its host to start it")
+
+    async def _build(self, first: Entry) -> None:
+        """Make core, links and actions out of the genesis."""
+        body = first.record.body
+        if not isinstance(body, Genesis):
+            raise Refused("the ledger does not begin with a genesis: this hub holds no run of ours")
+        self.genesis, self.recipe = body, Recipe.from_toml(body.recipe)
+        state = PeerState(self._store, self.recipe, body)
+        rounds, end = self.recipe.rounds, self.recipe.end
+        rules = Rules(rounds.tokens, rounds.grace_s, end.tokens, end.rounds, state.round_bytes)
+        have = await asyncio.to_thread(self._store.digests)
+        me = Member(self._place.identity.peer, self.session)
+        self.core = PeerCore(
+            me, rules, trains=self._place.trains, have=have, snapshot_every=rounds.snapshot_every
+        )
+        self.links = Links(self._transport, self._invite.run, self.session)
+        self.actions = Actions(
+            self.core,
+            state,
+            self.links,
+            self.hub.ledger,
+            self._chain,
+            announce=self.announce,
+            note=self._note,
+            changed=self._wake.set,
+            spawn=self._spawn,
+        )
+        self.desk = Desk(
+            self._invite.run,
+            contribution_size=state.contribution_size,
+            take_contribution=self._take_contribution,
+            take_result=self._take_result,
+            find=self.actions.find,
+        )
+        self._core_built = True
+
+    async def _begin(self, founding: Founding) -> None:
+        """The founder's parameters are the state of round 0."""
+        theta = founding.theta.copy()
+        carry = await self.actions.work(self.actions.state.begin, theta, np.zeros_like(theta), 0)
+        await self.actions.took(carry, included=False, loaded=False)
+
+    # -- being there -----------------------------------------------------------------------------
+
+    async def _tail(self) -> None:
+        """Follow the ledger, for ever."""
+        while True:
+            try:
+                async for sequence, raw in self.hub.ledger.tail(self._chain.sequence + 1):
+                    self.core.followed(self._chain.follow(sequence, raw), self._now())
+                    self._wake.set()
+            except LedgerUnavailable:
+                await self.hub.ledger.changed(0.5)
+
+    async def _beat(self) -> None:
+        while True:
+            self.announce()
+            await asyncio.sleep(BEAT_S)
+
+    async def _drive(self) -> None:
+        """Let the core decide whenever something happened, or it is time."""
+        while True:
+            self._wake.clear()
+            for effect in self.core.poll(self._now()):
+                self.actions.start(effect)
+            if self.core.phase in ("training", "following"):
+                self._ready.set()
+            if self.core.over and self.actions.handover.over is None:
+                assert self.core.view.finished is not None
+                self.actions.handover.over = self.core.view.finished.reason
+            pause_s = self.core.deadline(self._now()) - self._now()
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: until Python 3.12 it swallows a cancellation that meets the event.
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+
+    def announce(self) -> None:
+        """Tell everybody how things stand here."""
+        progress = self.core.announcement(self._standing(), self._now())
+        neighbours = sum(p.machine == progress.machine for p in self.core.swarm.alive(self._now()))
+        self.actions.handover.threads = share_of_cores(neighbours)
+        self._spawn(self.hub.publish_progress(progress))
+        self._wake.set()
+
+    def _standing(self) -> Progress:
+        work, base = self.actions.handover.work, self._base
+        return Progress(
+            peer=base.peer,
+            session=base.session,
+            since=base.since,
+            name=base.name,
+            version=base.version,
+            machine=base.machine,
+            addresses=base.addresses,
+            tokens=work.tokens,
+            steps=work.steps,
+            tokens_per_s=work.tokens_per_s,
+            step_s=work.step_s,
+            uplink=self.links.uplink,
+            loss=work.loss,
+            bytes_sent=self.links.bytes_sent + self.desk.bytes_sent,
+            bytes_received=self.links.bytes_received + self.desk.bytes_received,
+        )
+
+    def _heard(self, progress: Progress) -> None:
+        if not self._core_built:
+            return
+        if self.core.heard(progress, self._now()):
+            self._wake.set()
+
+    def _hub_changed(self, connected: bool, reason: str) -> None:
+        self.hub_reason = reason
+        self._note(f"hub: {reason}" + ("" if connected else "; training goes on, rounds wait"))
+
+    async def _serve(self, stream: Any) -> None:
+        await self.desk.serve(stream)
+
+    async def _take_contribution(self, push: PushContribution, member: Member, body: bytes) -> Any:
+        return await self.actions.take_contribution(push, member, body)
+
+    async def _take_result(self, push: PushResult, body: bytes) -> Any:
+        return await self.actions.take_result(push, body)
+
+    def _note(self, text: str) -> None:
+        log.info("%s", text)
+        if self._watch is not None:
+            self._watch(text)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """A task's error is the node's: it is raised to whoever waits on it."""
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        log.error("the peer stops: %s", error, exc_info=error)
+        if not self._failure.done():
+            assert error is not None
+            self._failure.set_exception(error)
+            if self._core_built:
+                self.actions.handover.failure = error
+        self._ready.set()
+
+    # -- what others wait for --------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Wait until the state is that of the run's head.
+
+        Raises: whatever ended the node.
+        """
+        await self._ready.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raises whatever ended the node, if something did."""
+        if self._failure.done():
+            self._failure.result()
+
+    async def asset(self, blob: Blob) -> bytes:
+        """One of the run's files, from the store or else from peers."""
+        for name, size in zip(blob.chunks, chunk_sizes(blob), strict=True):
+            while not await self.actions.work(self._store.has, name):
+                self.check()
+                await self._fetch_anywhere(name, size, blob.name)
+        return await self.actions.work(read_blob, self._store, blob)
+
+    async def _fetch_anywhere(self, name: str, size: int, what: str) -> None:
+        others: Sequence[Progress] = [
+            p
+            for p in self.core.swarm.alive(self._now())
+            if p.peer != self.core.me.peer and p.phase != "joining"
+        ]
+        for peer in others:
+            try:
+                reply = await self.links.request(peer, Fetch(name), None, size)
+            except PotluckError as error:
+                log.info("%s of %s not from %s: %s", name[:12], what, peer.name, error)
+                continue
+            if reply.answer.ok and await self.actions.keep(name, reply.body):
+                self.core.catchup.have.add(name)
+                return
+        await asyncio.sleep(0.3 if others else 0.5)
+
+    # -- going -----------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """Go in good order: see the round in flight through, or the run's end, within bounds; then close."""
+        if self._core_built and not self._failure.done():
+            self.core.leaving = True
+            self.announce()
+            over = self.core.over
+            deadline = self._now() + (LINGER_S if over else LEAVE_S)
+            while self._now() < deadline and not (  # noqa: ASYNC110 – what ends it has many sources
+                self._last_to_go() if over else self.core.may_leave
+            ):
+                await asyncio.sleep(0.1)
+        await self.close()
+
+    def _last_to_go(self) -> bool:
+        """Whether everybody else has what the run ended with."""
+        others = [p for p in self.core.swarm.alive(self._now()) if p.peer != self.core.me.peer]
+        return all(p.round >= self.core.view.round for p in others)
+
+    async def close(self) -> None:
+        """Stop at once. Safe to call twice."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        hub: HubClient | None = getattr(self, "hub", None)
+        if self._core_built and hub is not None:
+            gone = self._gone()
+            try:
+                await hub.publish_progress(gone)
+            except (ConnectionLost, EnvironmentProblem):
+                log.info("the hub is away, so nobody hears that we left")
+            await self.links.close()
+            self.actions.close()
+        if transport := getattr(self, "_transport", None):
+            await transport.close()
+        if hub is not None:
+            await hub.close()
+        if self._failure.done():
+            self._failure.exception()
+
+    def _gone(self) -> Progress:
+        progress = self.core.announcement(self._standing(), self._now())
+        return replace(progress, phase="gone", held=())

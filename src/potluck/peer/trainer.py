@@ -1,0 +1,144 @@
+"""The training thread's side: a PyTorch model and optimizer, joined to the run by hooks.
+
+Only parameters with ``requires_grad`` are exchanged, as fp32, one after the other in the model's own order.
+The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is where the boundary is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from potluck.errors import ModelMismatch, RunOver, UsageError
+from potluck.peer.dataplane import Carry, Vector, carried
+from potluck.peer.handover import Handover
+from potluck.wire.records import TensorSpec
+
+
+class Trainer:
+    """A model in training.
+
+    Raises:
+        UsageError: nothing in the model is trained.
+    """
+
+    def __init__(self, model: torch.nn.Module, handover: Handover) -> None:
+        self._parameters = dict(_trained(model))
+        if not self._parameters:
+            raise UsageError("the model has no parameter with requires_grad: there is nothing to train")
+        self._model = model
+        self._handover = handover
+        self._seen = 0.0
+        self._loss: torch.Tensor | None = None
+        self._step_tokens: int | None = None
+        self._threads = 0
+        self._hooks: list[Any] = []
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """What is exchanged."""
+        return tuple(TensorSpec(name, tuple(p.shape)) for name, p in self._parameters.items())
+
+    def check(self, tensors: Iterable[TensorSpec]) -> None:
+        """Compare with the run's tensors.
+
+        Raises:
+            ModelMismatch: names the first difference.
+        """
+        theirs = {spec.name: spec.shape for spec in tensors}
+        ours = {spec.name: spec.shape for spec in self.tensors}
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise ModelMismatch(
+                    f"this model is not the run's: {name} is {_shape(ours.get(name))} here and "
+                    f"{_shape(theirs.get(name))} in the run; build the model as the host did, with the "
+                    "same parameters frozen"
+                )
+        if list(theirs) != list(ours):
+            raise ModelMismatch("this model has the run's tensors in another order; build it as the host did")
+
+    def read(self) -> Vector:
+        """The trained parameters [n], a copy."""
+        with torch.no_grad():
+            flat = [p.detach().reshape(-1).to("cpu", torch.float32) for p in self._parameters.values()]
+            vector: Vector = torch.cat(flat).numpy()
+        return vector
+
+    def write(self, vector: Vector) -> None:
+        """Set the trained parameters from [n]."""
+        start = 0
+        with torch.no_grad():
+            for parameter in self._parameters.values():
+                stop = start + parameter.numel()
+                values = torch.from_numpy(np.ascontiguousarray(vector[start:stop]))
+                parameter.copy_(values.reshape(parameter.shape))
+                start = stop
+
+    def attach(self, optimizer: torch.optim.Optimizer, step_tokens: int | None) -> None:
+        """Make ``optimizer.step`` the boundary. ``step_tokens`` per step, or counted from the model's input.
+
+        Raises:
+            UsageError: another optimizer is attached already.
+        """
+        if self._hooks:
+            raise UsageError("this run has an optimizer already; one run trains one model with one optimizer")
+        self._step_tokens = step_tokens
+        self._hooks = [
+            optimizer.register_step_post_hook(self._boundary),
+            self._model.register_forward_pre_hook(self._count, with_kwargs=True),
+            self._model.register_forward_hook(self._note_loss),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks out again."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training:
+            self._seen += _tokens((*args, *kwargs.values()))
+
+    def _note_loss(self, module: torch.nn.Module, args: object, output: Any) -> None:
+        loss = getattr(output, "loss", None)
+        if module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            self._loss = loss.detach()
+
+    def _boundary(self, optimizer: object, args: object, kwargs: object) -> None:
+        """Between two inner steps."""
+        tokens = self._step_tokens if self._step_tokens is not None else self._seen or 1
+        loss = float(self._loss) if self._loss is not None else None
+        self._seen, self._loss = 0.0, None
+        self._handover.stepped(tokens, loss)
+        self._handover.exchange(self.read, self._take)
+        if self._threads != self._handover.threads:
+            self._threads = self._handover.threads
+            torch.set_num_threads(self._threads)
+        if self._handover.over is not None:
+            raise RunOver(self._handover.over)
+
+    def _take(self, carries: list[Carry], local: Vector) -> Vector:
+        local = carried(local, carries)
+        self.write(local)
+        return local
+
+
+def _trained(model: torch.nn.Module) -> Iterable[tuple[str, torch.nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _tokens(values: Iterable[Any]) -> float:
+    """Tokens of the first tensor: its elements if they are integers (ids), else its rows (samples)."""
+    for value in values:
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return float(value.shape[0] if value.is_floating_point() else value.numel())
+    return 0.0
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "×".join(map(str, shape)) or "a scalar" if shape is not None else "absent"

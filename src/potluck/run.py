@@ -1,0 +1,342 @@
+"""The public API: start a run or join one, in a few lines around your own training loop.
+
+with potluck.join(invite, model) as run:
+    optimizer = run.optimizer(torch.optim.AdamW(model.parameters(), lr=2e-3))
+    for batch in loader:
+        ...  # forward, backward, optimizer.step(), as ever
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import secrets
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from potluck.errors import EnvironmentProblem, RunOver, UsageError
+from potluck.hub.launch import launch_hub
+from potluck.identity import Claim, claim, data_directory
+from potluck.peer.node import Founding, Node, Place
+from potluck.recipe import Recipe
+from potluck.wire.invite import Invite
+from potluck.wire.messages import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from potluck.peer.trainer import Trainer
+
+log = logging.getLogger("potluck")
+
+T = TypeVar("T")
+
+START_S = 60.0
+"""How long admission and start may take, in seconds."""
+
+LEAVE_S = 15.0
+"""How long leaving may take in all, in seconds."""
+
+
+class Run:
+    """This process's part in a run. A context manager: leaving the block leaves the run.
+
+    The block swallows ``RunOver``, which ``optimizer.step()`` raises once the run has reached its goal; the
+    model then holds the run's final parameters, the same on every peer.
+    """
+
+    def __init__(
+        self, invite: Invite, claimed: Claim, place: Place, watch: Callable[[str], None] | None
+    ) -> None:
+        self.invite = invite.text()
+        """What others join with: ``potluck join INVITE``."""
+        self._claim = claimed
+        self._trainer: Trainer | None = None
+        self._optimizer: Any = None
+        self._left = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="potluck-network", daemon=True)
+        self._thread.start()
+        self._node: Node = self._call(_make(invite, place, watch), START_S)
+
+    # -- coming ----------------------------------------------------------------------------------
+
+    def _begin(self, founding: Founding | None) -> None:
+        try:
+            self._call(self._node.start(founding), START_S)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _adopt(self, model: torch.nn.Module) -> None:
+        """Check the model against the run, wait for the run's state, and put it into the model."""
+        from potluck.peer.trainer import Trainer
+
+        trainer = Trainer(model, self._node.actions.handover)
+        trainer.check(self._node.genesis.tensors)
+        self._trainer = trainer
+        self._call(self._node.ready(), None)
+        self._take_state()
+
+    def _take_state(self) -> None:
+        carries = self._node.actions.handover.wait_first()
+        if carries and self._trainer is not None:
+            self._trainer.write(carries[-1].theta)
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def optimizer(
+        self, optimizer: torch.optim.Optimizer, *, tokens_per_step: int | None = None
+    ) -> torch.optim.Optimizer:
+        """Join an optimizer to the run and return it: its ``step()`` becomes the boundary of an inner step.
+
+        Args:
+            optimizer: any PyTorch optimizer over the model's parameters.
+            tokens_per_step: what one step counts as; by default what went into the model in training mode
+                since the last step (elements of integer inputs, rows of others).
+
+        Raises:
+            UsageError: this run trains no model, or has an optimizer already.
+        """
+        if self._trainer is None:
+            raise UsageError("this run was joined without a model: there is nothing to optimize")
+        self._trainer.attach(optimizer, tokens_per_step)
+        self._optimizer = optimizer
+        return optimizer
+
+    @property
+    def recipe(self) -> Recipe:
+        """What all peers of the run agree on."""
+        return self._node.recipe
+
+    @property
+    def over(self) -> str | None:
+        """Why the run is over, or None while it goes on."""
+        return self._node.actions.handover.over
+
+    @property
+    def state(self) -> Progress:
+        """How things stand here: round, state digest, work, bytes, and what is being waited for."""
+        return self._call(_of(lambda: self._node.core.swarm.last(self._node.core.me.peer)), 5.0) or Progress(
+            peer=self._claim.identity.peer, session=self._node.session
+        )
+
+    @property
+    def peers(self) -> list[Progress]:
+        """Everybody who is there, as last heard, the longest present first."""
+        return self._call(_of(lambda: self._node.core.swarm.alive(self._loop.time())), 5.0)
+
+    @property
+    def round(self) -> int:
+        """The last round applied here."""
+        return self._node.core.catchup.round
+
+    def task_files(self) -> dict[str, bytes]:
+        """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""
+        return {blob.name: self._call(self._node.asset(blob), None) for blob in self._node.genesis.assets}
+
+    def adopt(self, model: torch.nn.Module) -> None:
+        """Train this model; for a run joined without one (built-in tasks make it from ``task_files``).
+
+        Raises:
+            ModelMismatch: it is not the run's model.
+            UsageError: there is a model already.
+        """
+        if self._trainer is not None:
+            raise UsageError("this run trains a model already")
+        self._adopt(model)
+
+    # -- going -----------------------------------------------------------------------------------
+
+    def wait_over(self, timeout_s: float | None = None) -> bool:
+        """Wait until the run is over and its last round is applied here; False if time ran out first."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.over is None:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            self._check()
+            time.sleep(0.1)
+        return True
+
+    def leave(self) -> None:
+        """Leave in good order: the round in flight is seen through for up to 3 s. Safe to call twice."""
+        if self._left:
+            return
+        self._left = True
+        try:
+            if self._thread.is_alive():
+                self._call(self._node.leave(), LEAVE_S)
+        finally:
+            self._final_state()
+            self._stop()
+
+    def _final_state(self) -> None:
+        """Leave the shared state in the model: what everybody has."""
+        if self._trainer is not None:
+            self._trainer.detach()
+            plane = self._node.actions.state.plane
+            if plane is not None:
+                self._trainer.write(plane.theta)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.leave()
+        if isinstance(error, RunOver):
+            log.info("the run is over: %s", error)
+            return True
+        return False
+
+    # -- the network thread ----------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _call(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
+        """Run a coroutine in the network thread and wait for it; Ctrl-C gets through."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            try:
+                return future.result(0.5)
+            except TimeoutError:
+                if future.done():
+                    raise
+                if deadline is not None and time.monotonic() > deadline:
+                    future.cancel()
+                    raise EnvironmentProblem(f"the network did not answer in {timeout_s:.0f} s") from None
+            except BaseException:
+                future.cancel()
+                raise
+
+    def _check(self) -> None:
+        failure = self._node.actions.handover.failure
+        if failure is not None:
+            raise failure
+
+    def _stop(self) -> None:
+        self._left = True
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(LEAVE_S)
+        if not self._loop.is_running() and not self._loop.is_closed():
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+        self._claim.release()
+
+
+def host(
+    recipe: Recipe,
+    model: torch.nn.Module | None = None,
+    *,
+    name: str = "",
+    directory: Path | str | None = None,
+    listen: str = "0.0.0.0",  # noqa: S104 – friends' machines are elsewhere; admission is by invite
+    watch: Callable[[str], None] | None = None,
+) -> Run:
+    """Start a run: a hub in a process of its own, and this process as the first peer.
+
+    Args:
+        recipe: what all peers will agree on.
+        model: what is trained. Without one, the recipe's built-in task makes it (see ``Run.adopt``).
+        name: what others see; the machine's name by default.
+        directory: where keys and runs are kept; the user's data directory by default.
+        listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
+        watch: called from the network thread with each event in words.
+
+    Raises:
+        PotluckError: the recipe, the model, the disk or the network is not as it must be, and why.
+    """
+    recipe.validate()
+    home = Path(directory) if directory is not None else data_directory()
+    founding = _founding(recipe, model)
+    hub = launch_hub(home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}", host=listen)
+    run = _start(hub.invite, home, name, listen, watch, trains=True)
+    run._begin(founding)
+    if model is not None:
+        run._adopt(model)
+    return run
+
+
+def join(
+    invite: str,
+    model: torch.nn.Module | None = None,
+    *,
+    name: str = "",
+    directory: Path | str | None = None,
+    listen: str = "0.0.0.0",  # noqa: S104 – as in host
+    trains: bool = True,
+    watch: Callable[[str], None] | None = None,
+) -> Run:
+    """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
+
+    Args:
+        invite: what the host's ``potluck host`` printed.
+        trains: False only follows: the state is kept up to date, nothing is contributed.
+
+    Raises:
+        InviteError: mistyped, truncated, expired, or for another run.
+        ModelMismatch: the model is not the run's.
+        PotluckError: the hub can't be reached, or the disk or the network fails.
+    """
+    home = Path(directory) if directory is not None else data_directory()
+    run = _start(invite, home, name, listen, watch, trains=trains)
+    run._begin(None)
+    if model is not None:
+        try:
+            run._adopt(model)
+        except BaseException:
+            run.leave()
+            raise
+    return run
+
+
+def _start(
+    text: str, home: Path, name: str, listen: str, watch: Callable[[str], None] | None, *, trains: bool
+) -> Run:
+    invite = Invite.parse(text, time.time())
+    claimed = claim(home / "keys")
+    directory = home / "runs" / invite.run / claimed.directory.name
+    who = name or f"{platform.node()}-{claimed.directory.name.rpartition('-')[2]}"
+    place = Place(claimed.identity, directory, who, listen, trains)
+    try:
+        return Run(invite, claimed, place, watch)
+    except BaseException:
+        claimed.release()
+        raise
+
+
+def _founding(recipe: Recipe, model: torch.nn.Module | None) -> Founding:
+    """What the first peer brings: of its own model, or of the recipe's built-in task."""
+    from potluck.data.assets import build_assets
+    from potluck.peer.handover import Handover
+    from potluck.peer.trainer import Trainer
+    from potluck.tasks import task
+
+    assets: dict[str, bytes] = {}
+    if model is None:
+        assets = build_assets(recipe)
+        model = task(recipe, assets).model(base=Path())
+    trainer = Trainer(model, Handover(lambda *_: None))
+    return Founding(recipe, trainer.tensors, trainer.read(), assets)
+
+
+async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:
+    return Node(invite, place, watch)
+
+
+async def _of(read: Callable[[], T]) -> T:
+    return read()
+
+
+__all__ = ["Run", "host", "join"]
