@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, Unreachable
@@ -140,7 +141,9 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport  # asyncio has set TCP_NODELAY on it
+        self._transport = transport
+        # asyncio sets it where it dials, but not where it accepts.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._workspace

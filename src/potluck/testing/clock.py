@@ -20,7 +20,7 @@ _ENDING_S = 3600.0
 """Virtual time for tasks to end in, once the limit has been reached."""
 
 
-class Stuck(AssertionError):  # noqa: N818 – says what a simulation is
+class Stuck(AssertionError):
     """The simulation can't go on, or did not end within its limit of virtual time."""
 
 
