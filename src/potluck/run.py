@@ -131,15 +131,15 @@ class Run:
 
     @property
     def state(self) -> Progress:
-        """How things stand here: round, state digest, work, bytes, and what is being waited for."""
-        return self._call(_of(lambda: self._node.core.swarm.last(self._node.core.me.peer)), 5.0) or Progress(
+        """How things stand (or stood, when we left): round, state digest, work, bytes, what is waited for."""
+        return self._read(lambda: self._node.core.swarm.last(self._node.core.me.peer)) or Progress(
             peer=self._claim.identity.peer, session=self._node.session
         )
 
     @property
     def peers(self) -> list[Progress]:
-        """Everybody who is there, as last heard, the longest present first."""
-        return self._call(_of(lambda: self._node.core.swarm.alive(self._loop.time())), 5.0)
+        """Everybody who is there, as last heard, the longest present first; nobody once we have left."""
+        return self._read(lambda: self._node.core.swarm.alive(self._loop.time())) if not self._left else []
 
     @property
     def view(self) -> RunView:
@@ -244,6 +244,10 @@ class Run:
             except BaseException:
                 future.cancel()
                 raise
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Something of the network thread's, as it is at one moment."""
+        return read() if self._left else self._call(_of(read), 5.0)
 
     def _check(self) -> None:
         failure = self._node.actions.handover.failure

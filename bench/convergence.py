@@ -1,0 +1,301 @@
+"""Held-out loss at equal tokens: a plain AdamW loop, and Potluck with one peer and with four.
+
+The peers are real but for the network: trainer, hand-over, cut, codec, error feedback on both legs, reducers,
+commits, outer step and carry are the product's own. They take inner steps in turn in one process, in virtual
+time: whoever asks for speed must ask real machines. One JSON object a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from potluck.data.assets import build_assets
+from potluck.peer.handover import CutRequest, Handover
+from potluck.peer.state import PeerState, genesis_of
+from potluck.peer.trainer import Trainer
+from potluck.protocol.plan import assign
+from potluck.recipe import DEMO, Recipe
+from potluck.store.contents import MemoryStore
+from potluck.tasks import task
+from potluck.tasks.causal_lm import CausalLM
+from potluck.wire.records import Commit, Genesis, Member, PartInfo
+
+LATE_STEPS = 4
+"""Inner steps that a peer takes between its cut and the arrival of the round's result."""
+
+QUICK = replace(DEMO, rounds=replace(DEMO.rounds, tokens=16_384))
+QUICK_TOKENS = 3 * 16_384
+
+Assets = Mapping[str, bytes]
+
+
+class Drifted(Exception):
+    """Peers that applied the same commits are not in the same state, or one of them is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """``peers`` = 0 is the plain loop, whose batch is ``batches`` times the recipe's."""
+
+    name: str
+    peers: int = 0
+    codec: str = "int8"
+    batches: int = 1
+
+
+CASES = [
+    Case("plain"),
+    Case("plain_batch_x4", batches=4),
+    Case("1_peer_int8", peers=1),
+    Case("1_peer_fp32", peers=1, codec="fp32"),
+    Case("4_peers_int8", peers=4),
+    Case("4_peers_fp32", peers=4, codec="fp32"),
+]
+
+BARS = [
+    ("loss_4_peers_over_plain", "4_peers_int8", "plain"),
+    ("loss_1_peer_over_plain", "1_peer_int8", "plain"),
+    ("int8_over_fp32", "4_peers_int8", "4_peers_fp32"),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    case: str
+    seed: int
+    tokens: int
+    rounds: int
+    loss: float
+    bits_per_byte: float
+
+
+class Peer:
+    """One peer's training and state, without node and network."""
+
+    def __init__(self, lm: CausalLM, genesis: Genesis, data_seed: int) -> None:
+        self.lm = lm
+        self.model = lm.model()
+        self.optimizer = lm.optimizer(self.model)
+        self.batches = lm.batches(data_seed)
+        self.handover = Handover(self._taken)
+        self.trainer = Trainer(self.model, self.handover)
+        self.trainer.attach(self.optimizer, lm.step_tokens)
+        self.state = PeerState(MemoryStore(), lm.recipe, genesis)
+        theta = self.trainer.read()
+        self.state.begin(theta, np.zeros_like(theta), 0)
+        self.weight = 0.0
+
+    def step(self) -> None:
+        """One inner step, and the boundary after it: new shared states are taken in, then the cut is made."""
+        self.lm.train(self.model, self.optimizer, islice(self.batches, 1))
+
+    @property
+    def digest(self) -> str:
+        assert self.state.plane is not None
+        return self.state.plane.digest
+
+    def apply(self, commit: Commit) -> None:
+        self.handover.offer(self.state.apply(commit), included=True)
+        self.state.forget_round()
+        self.state.store.keep_only(set())
+
+    def _taken(self, request: CutRequest, local: np.ndarray, weight: float) -> None:
+        if not self.state.cut(request.round, request.attempt, request.index, local, weight):
+            raise Drifted(f"round {request.round}: peer {request.index} has become NaN or infinite")
+        self.weight = weight
+
+
+class Swarm:
+    """Peers of one speed: all take an inner step, then all take the next one."""
+
+    def __init__(self, lm: CausalLM, peers: int, seed: int) -> None:
+        first = Trainer(lm.model(), Handover(lambda *_: None))
+        genesis = genesis_of("bench", lm.recipe, first.tensors, first.read(), wire=1)
+        self.peers = [Peer(lm, genesis, data_seed(seed, index)) for index in range(peers)]
+        self._members = [Member(f"{index:064x}", "") for index in range(peers)]
+        self._parts = genesis.parts
+        self._plan: tuple[int, ...] = ()
+        self._round_steps = steps_of_a_round(lm, peers)
+        self._steps_since_cut = 0
+        self.rounds = 0
+        self.tokens = 0
+
+    def round(self) -> None:
+        """Train until the swarm has the recipe's tokens, cut, go on training, apply."""
+        self.rounds += 1
+        self._steps(self._round_steps - 1 - self._steps_since_cut)
+        for index, peer in enumerate(self.peers):
+            peer.handover.request(CutRequest(self.rounds, 0, index))
+        self._steps(1)
+        commit = self._exchange()
+        # A boundary comes after its step: what is offered before step n is carried after step n.
+        self._steps(LATE_STEPS - 1)
+        self._steps_since_cut = LATE_STEPS - 1
+        for peer in self.peers:
+            peer.apply(commit)
+        self.tokens += commit.tokens
+        digests = [peer.digest for peer in self.peers]
+        if len(set(digests)) > 1:
+            raise Drifted(f"after round {self.rounds} the peers' states differ: {', '.join(digests)}")
+
+    def _steps(self, count: int) -> None:
+        for _ in range(count):
+            for peer in self.peers:
+                peer.step()
+
+    def _exchange(self) -> Commit:
+        last = {part: self._members[index] for part, index in enumerate(self._plan)}
+        self._plan = assign(self._parts, self._members, last)
+        infos = tuple(self._reduced(part, reducer) for part, reducer in enumerate(self._plan))
+        tokens = round(sum(peer.weight for peer in self.peers))
+        return Commit(self.rounds, 0, infos, tokens, None, "all contributed")
+
+    def _reduced(self, part: int, reducer: int) -> PartInfo:
+        """All contribute a part to its reducer, which sends the result to all."""
+        where = (self.rounds, 0, part)
+        home = self.peers[reducer].state
+        for index, peer in enumerate(self.peers):
+            found = peer.state.contribution(*where)
+            assert found is not None, "everybody has made a cut"
+            if index != reducer:
+                home.take(*where, index, *found)
+        info, refused = home.reduce(*where, range(len(self.peers)))
+        assert info is not None, f"everybody contributed part {part}"
+        assert not refused, f"members {refused} were refused in part {part}"
+        raw = home.store.get(info.digest)
+        assert raw is not None, "a reducer keeps its result"
+        for peer in self.peers:
+            peer.state.store.put(raw)
+        return info
+
+
+def data_seed(seed: int, peer: int) -> int:
+    """Peers see other windows of the text; the plain loop sees what peer 0 sees."""
+    return 1000 * (seed + 1) + peer
+
+
+def steps_of_a_round(lm: CausalLM, peers: int) -> int:
+    """Inner steps of each peer, in which the swarm does at least the recipe's tokens."""
+    steps = -(-lm.recipe.rounds.tokens // (lm.step_tokens * peers))
+    if steps < LATE_STEPS:
+        raise ValueError(f"rounds of {steps} inner steps are over before a result comes {LATE_STEPS} late")
+    return steps
+
+
+def measure(case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets) -> Result:
+    """Train one case from this seed, in as many whole rounds of the recipe as ``tokens`` hold."""
+    recipe = replace(
+        recipe,
+        task=replace(recipe.task, seed=seed, batch=recipe.task.batch * case.batches),
+        rounds=replace(recipe.rounds, codec=case.codec),
+    )
+    lm = task(recipe, assets)
+    judge = lm.model()
+    if case.peers:
+        swarm = Swarm(lm, case.peers, seed)
+        for _ in range(max(1, tokens // recipe.rounds.tokens)):
+            swarm.round()
+        plane = swarm.peers[0].state.plane
+        assert plane is not None
+        Trainer(judge, Handover(lambda *_: None)).write(plane.theta)
+        done, rounds = swarm.tokens, swarm.rounds
+    else:
+        round_steps = -(-recipe.rounds.tokens // lm.step_tokens)
+        steps = round_steps * max(1, tokens // recipe.rounds.tokens)
+        lm.train(judge, lm.optimizer(judge), islice(lm.batches(data_seed(seed, 0)), steps))
+        done, rounds = steps * lm.step_tokens, 0
+    return Result(case.name, seed, done, rounds, *lm.evaluate(judge))
+
+
+def untrained(seed: int, recipe: Recipe, assets: Assets) -> Result:
+    lm = task(replace(recipe, task=replace(recipe.task, seed=seed)), assets)
+    return Result("untrained", seed, 0, 0, *lm.evaluate(lm.model()))
+
+
+def ratios(results: Sequence[Result], over: str, under: str) -> list[float]:
+    """Loss of one case over another's, seed by seed: both have the same first weights."""
+    losses = {(result.case, result.seed): result.loss for result in results}
+    seeds = sorted({result.seed for result in results})
+    pairs = [(losses.get((over, seed)), losses.get((under, seed))) for seed in seeds]
+    return [a / b for a, b in pairs if a is not None and b is not None]
+
+
+def summaries(results: Sequence[Result]) -> Iterator[dict[str, object]]:
+    """Mean and spread (standard deviation of the sample, 0 for one seed) of each case over the seeds."""
+    for name in dict.fromkeys(result.case for result in results):
+        mine = [result for result in results if result.case == name]
+        line: dict[str, object] = {"summary": name, "seeds": len(mine), "tokens": mine[0].tokens}
+        columns = {
+            "loss": [result.loss for result in mine],
+            "bits_per_byte": [result.bits_per_byte for result in mine],
+            "loss_over_plain": ratios(results, name, "plain"),
+        }
+        for column, values in columns.items():
+            if values:
+                line[column] = statistics.fmean(values)
+                line[f"{column}_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        yield line
+
+
+def bars(results: Sequence[Result]) -> Iterator[dict[str, object]]:
+    for name, over, under in BARS:
+        values = ratios(results, over, under)
+        if values:
+            yield {"bar": name, "value": statistics.fmean(values), "unit": "ratio"}
+
+
+def show(line: Mapping[str, object]) -> None:
+    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1, help="measure with seeds 0, 1, …")
+    parser.add_argument("--tokens", type=int, help="per case; whole rounds that fit are trained")
+    parser.add_argument("--quick", action="store_true", help="short rounds, few tokens: a check only")
+    parser.add_argument("--bar", action="store_true", help="end with the ratios that are watched")
+    parser.add_argument("--only", action="append", choices=[case.name for case in CASES])
+    parser.add_argument("--lr", type=float, default=DEMO.inner.lr, help="of the inner AdamW, to tune a case")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    torch.set_num_threads(1)
+    recipe = QUICK if args.quick else DEMO
+    recipe = replace(recipe, inner=replace(recipe.inner, lr=args.lr))
+    tokens = args.tokens or (QUICK_TOKENS if args.quick else 1_200_000)
+    assets = build_assets(recipe)
+    results: list[Result] = []
+    for seed in range(args.seeds):
+        results.append(untrained(seed, recipe, assets))
+        show(asdict(results[-1]))
+        for case in CASES:
+            if args.only and case.name not in args.only:
+                continue
+            try:
+                results.append(measure(case, seed, tokens, recipe, assets))
+            except Drifted as drift:
+                print(f"{case.name}, seed {seed}: {drift}", file=sys.stderr)
+                return 1
+            show(asdict(results[-1]))
+    for line in summaries(results):
+        show(line)
+    if args.bar:
+        for line in bars(results):
+            show(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
