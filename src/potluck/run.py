@@ -275,6 +275,7 @@ def host(
     directory: Path | str | None = None,
     listen: str = "0.0.0.0",  # noqa: S104 – friends' machines are elsewhere; admission is by invite
     hub: str = "",
+    base: Path | None = None,
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Start a run: a hub in a process of its own, and this process as the first peer.
@@ -286,6 +287,7 @@ def host(
         directory: where keys and runs are kept; the user's data directory by default.
         listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
         hub: the invite of a hub that runs already (``potluck hub``) and has no run yet.
+        base: the directory that the recipe's paths are relative to; the working directory by default.
         watch: called from the network thread with each event in words.
 
     Raises:
@@ -293,7 +295,7 @@ def host(
     """
     recipe.validate()
     home = Path(directory) if directory is not None else data_directory()
-    founding = _founding(recipe, model)
+    founding = _founding(recipe, model, base or Path())
     if not hub:
         hub = launch_hub(home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}", host=listen).invite
     run = _start(hub, home, name, listen, watch, trains=True)
@@ -351,7 +353,7 @@ def _start(
         raise
 
 
-def _founding(recipe: Recipe, model: torch.nn.Module | None) -> Founding:
+def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
     """What the first peer brings: of its own model, or of the recipe's built-in task."""
     from potluck.data.assets import build_assets
     from potluck.peer.handover import Handover
@@ -360,8 +362,8 @@ def _founding(recipe: Recipe, model: torch.nn.Module | None) -> Founding:
 
     assets: dict[str, bytes] = {}
     if model is None:
-        assets = build_assets(recipe)
-        model = task(recipe, assets).model(base=Path())
+        assets = build_assets(recipe, base=base)
+        model = task(recipe, assets).model(base=base)
     trainer = Trainer(model, Handover(lambda *_: None))
     return Founding(recipe, trainer.tensors, trainer.read(), assets)
 

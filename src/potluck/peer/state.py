@@ -21,6 +21,10 @@ from potluck.store.snapshots import load_snapshot, snapshot_files
 from potluck.wire.records import Commit, Genesis, PartInfo, Snapshot, TensorSpec
 
 
+PART_VALUES = 1 << 22
+"""No part is larger: what a reducer handles at a time stays bounded, however large the model."""
+
+
 class Missing(Exception):
     """Content that a step needs is not in the store, or was damaged there."""
 
@@ -165,6 +169,6 @@ class PeerState:
 
 def genesis_of(run: str, recipe: Recipe, tensors: Sequence[TensorSpec], theta: Vector, wire: int) -> Genesis:
     """The first record of a run that starts from parameters ``theta`` [n]; momentum is zero."""
-    parts = max(1, min(recipe.rounds.parts, theta.size))
+    parts = max(1, min(max(recipe.rounds.parts, -(-theta.size // PART_VALUES)), theta.size))
     state = state_digest(0, theta, np.zeros_like(theta))
     return Genesis(run, wire, recipe.to_toml(), tuple(tensors), parts, state)

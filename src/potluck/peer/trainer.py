@@ -119,6 +119,8 @@ class Trainer:
         if self._threads != self._handover.threads:
             self._threads = self._handover.threads
             torch.set_num_threads(self._threads)
+        if self._handover.failure is not None:
+            raise self._handover.failure
         if self._handover.over is not None:
             raise RunOver(self._handover.over)
 
