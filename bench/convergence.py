@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from potluck.data.assets import build_assets
+from potluck.peer.dataplane import Vector
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.state import PeerState, genesis_of
 from potluck.peer.trainer import Trainer
@@ -81,11 +82,12 @@ class Result:
 class Peer:
     """One peer's training and state, without node and network."""
 
-    def __init__(self, lm: CausalLM, genesis: Genesis, data_seed: int) -> None:
+    def __init__(self, lm: CausalLM, genesis: Genesis, index: int, seed: int) -> None:
         self.lm = lm
+        self.index = index
         self.model = lm.model()
         self.optimizer = lm.optimizer(self.model)
-        self.batches = lm.batches(data_seed)
+        self.batches = lm.batches(seed)
         self.handover = Handover(self._taken)
         self.trainer = Trainer(self.model, self.handover)
         self.trainer.attach(self.optimizer, lm.step_tokens)
@@ -108,9 +110,9 @@ class Peer:
         self.state.forget_round()
         self.state.store.keep_only(set())
 
-    def _taken(self, request: CutRequest, local: np.ndarray, weight: float) -> None:
+    def _taken(self, request: CutRequest, local: Vector, weight: float) -> None:
         if not self.state.cut(request.round, request.attempt, request.index, local, weight):
-            raise Drifted(f"round {request.round}: peer {request.index} has become NaN or infinite")
+            raise Drifted(f"round {request.round}: peer {self.index} has become NaN or infinite")
         self.weight = weight
 
 
@@ -120,7 +122,7 @@ class Swarm:
     def __init__(self, lm: CausalLM, peers: int, seed: int) -> None:
         first = Trainer(lm.model(), Handover(lambda *_: None))
         genesis = genesis_of("bench", lm.recipe, first.tensors, first.read(), wire=1)
-        self.peers = [Peer(lm, genesis, data_seed(seed, index)) for index in range(peers)]
+        self.peers = [Peer(lm, genesis, index, data_seed(seed, index)) for index in range(peers)]
         self._members = [Member(f"{index:064x}", "") for index in range(peers)]
         self._parts = genesis.parts
         self._plan: tuple[int, ...] = ()
@@ -133,8 +135,8 @@ class Swarm:
         """Train until the swarm has the recipe's tokens, cut, go on training, apply."""
         self.rounds += 1
         self._steps(self._round_steps - 1 - self._steps_since_cut)
-        for index, peer in enumerate(self.peers):
-            peer.handover.request(CutRequest(self.rounds, 0, index))
+        for peer in self.peers:
+            peer.handover.request(CutRequest(self.rounds, 0, peer.index))
         self._steps(1)
         commit = self._exchange()
         # A boundary comes after its step: what is offered before step n is carried after step n.
@@ -146,6 +148,13 @@ class Swarm:
         digests = [peer.digest for peer in self.peers]
         if len(set(digests)) > 1:
             raise Drifted(f"after round {self.rounds} the peers' states differ: {', '.join(digests)}")
+
+    @property
+    def theta(self) -> Vector:
+        """The shared state [n] after the last round, the same at all peers."""
+        plane = self.peers[0].state.plane
+        assert plane is not None
+        return plane.theta
 
     def _steps(self, count: int) -> None:
         for _ in range(count):
@@ -163,11 +172,11 @@ class Swarm:
         """All contribute a part to its reducer, which sends the result to all."""
         where = (self.rounds, 0, part)
         home = self.peers[reducer].state
-        for index, peer in enumerate(self.peers):
+        for peer in self.peers:
             found = peer.state.contribution(*where)
             assert found is not None, "everybody has made a cut"
-            if index != reducer:
-                home.take(*where, index, *found)
+            if peer.index != reducer:
+                home.take(*where, peer.index, *found)
         info, refused = home.reduce(*where, range(len(self.peers)))
         assert info is not None, f"everybody contributed part {part}"
         assert not refused, f"members {refused} were refused in part {part}"
@@ -204,9 +213,7 @@ def measure(case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets) 
         swarm = Swarm(lm, case.peers, seed)
         for _ in range(max(1, tokens // recipe.rounds.tokens)):
             swarm.round()
-        plane = swarm.peers[0].state.plane
-        assert plane is not None
-        Trainer(judge, Handover(lambda *_: None)).write(plane.theta)
+        Trainer(judge, swarm.peers[0].handover).write(swarm.theta)
         done, rounds = swarm.tokens, swarm.rounds
     else:
         round_steps = -(-recipe.rounds.tokens // lm.step_tokens)

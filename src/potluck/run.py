@@ -9,6 +9,7 @@ with potluck.join(invite, model) as run:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import platform
 import secrets
@@ -48,6 +49,9 @@ SWITCH_S = 0.001
 LEAVE_S = 15.0
 """How long leaving may take in all, in seconds."""
 
+STOP_S = 3.0
+"""How long what is left of a run that was broken off may take to close, in seconds."""
+
 
 class Run:
     """This process's part in a run. A context manager: leaving the block leaves the run.
@@ -63,7 +67,7 @@ class Run:
         """What others join with: ``potluck join INVITE``."""
         self._claim = claimed
         self._trainer: Trainer | None = None
-        self._optimizer: Any = None
+        self._failing: Any = None
         self._left = False
         # Python hands the interpreter over every 5 ms, which starves the network beside a loop in pure Python
         # (20 MB/s; 93 MB/s at 1 ms). It is put back when the run is left.
@@ -116,7 +120,7 @@ class Run:
         if self._trainer is None:
             raise UsageError("this run was joined without a model: there is nothing to optimize")
         self._trainer.attach(optimizer, tokens_per_step)
-        self._optimizer = optimizer
+        self._failing = optimizer.register_step_post_hook(lambda *_: self._check())
         return optimizer
 
     @property
@@ -204,6 +208,8 @@ class Run:
 
     def _final_state(self) -> None:
         """Leave the shared state in the model: what everybody has."""
+        if self._failing is not None:
+            self._failing.remove()
         if self._trainer is not None:
             self._trainer.detach()
             plane = self._node.actions.state.plane
@@ -257,6 +263,8 @@ class Run:
     def _stop(self) -> None:
         self._left = True
         if self._thread.is_alive():
+            with contextlib.suppress(EnvironmentProblem):
+                self._call(_wind_up(self._node), STOP_S)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(LEAVE_S)
         if not self._loop.is_running() and not self._loop.is_closed():
@@ -300,9 +308,7 @@ def host(
         hub = launch_hub(home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}", host=listen).invite
     run = _start(hub, home, name, listen, watch, trains=True)
     run._begin(founding)
-    if model is not None:
-        run._adopt(model)
-    return run
+    return _with_model(run, model)
 
 
 def join(
@@ -329,6 +335,10 @@ def join(
     home = Path(directory) if directory is not None else data_directory()
     run = _start(invite, home, name, listen, watch, trains=trains)
     run._begin(None)
+    return _with_model(run, model)
+
+
+def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
     if model is not None:
         try:
             run._adopt(model)
@@ -342,7 +352,7 @@ def _start(
     text: str, home: Path, name: str, listen: str, watch: Callable[[str], None] | None, *, trains: bool
 ) -> Run:
     invite = Invite.parse(text, time.time())
-    claimed = claim(home / "keys")
+    claimed = _claim(home, invite.run)
     directory = home / "runs" / invite.run / claimed.directory.name
     who = name or f"{platform.node()}-{claimed.directory.name.rpartition('-')[2]}"
     place = Place(claimed.identity, directory, who, listen, trains)
@@ -351,6 +361,33 @@ def _start(
     except BaseException:
         claimed.release()
         raise
+
+
+def _claim(home: Path, run: str) -> Claim:
+    """A key of this machine that is free: the one whose store has the newest of the run, or else the first."""
+    stores = {path.name: _newest(path / "store") for path in (home / "runs" / run).glob("peer-*")}
+    claims = [claim(home / "keys")]
+    try:
+        while _slot(claims[-1]) < max((int(name.rpartition("-")[2]) for name in stores), default=0):
+            claims.append(claim(home / "keys"))
+        best = max(claims, key=lambda c: stores.get(c.directory.name, 0.0))
+    except BaseException:
+        best = None
+        raise
+    finally:
+        for other in claims:
+            if other is not best:
+                other.release()
+    return best
+
+
+def _slot(claimed: Claim) -> int:
+    return int(claimed.directory.name.rpartition("-")[2])
+
+
+def _newest(store: Path) -> float:
+    """When something was last kept there, in seconds since 1970; 0 if nothing was."""
+    return max((path.stat().st_mtime for path in store.glob("[0-9a-f][0-9a-f]")), default=0.0)
 
 
 def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
@@ -370,6 +407,15 @@ def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Foun
 
 async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:
     return Node(invite, place, watch)
+
+
+async def _wind_up(node: Node) -> None:
+    """End whatever still runs."""
+    await node.close()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _of(read: Callable[[], T]) -> T:

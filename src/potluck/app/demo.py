@@ -301,7 +301,7 @@ def run_demo(
 def _recipe(seconds: float) -> Recipe:
     """The demo's recipe, with as many tokens as this machine trains in about that time."""
     speed = _tokens_per_s()
-    tokens = int(min(4_000_000, max(600_000, 0.7 * seconds * speed)))
+    tokens = int(min(4_000_000, max(900_000, 0.7 * seconds * speed)))
     return dataclasses.replace(DEMO, end=End(tokens=tokens))
 
 

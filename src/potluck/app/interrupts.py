@@ -14,8 +14,11 @@ from potluck.app.output import Output
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
-class Leaving(BaseException):  # noqa: N818 – like KeyboardInterrupt no error, and nothing may swallow it
-    """Somebody asked this process to end. ``code`` is the exit code that says so."""
+class Leaving(BaseException):
+    """Somebody asked this process to end; ``code`` is the exit code that says so.
+
+    Like ``KeyboardInterrupt`` it is no error, and nothing on its way swallows it.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -23,7 +26,7 @@ class Leaving(BaseException):  # noqa: N818 – like KeyboardInterrupt no error,
 
 
 class Interrupts:
-    """Inside, the first SIGINT or SIGTERM raises ``Leaving`` in the main thread; a second one ends the process."""
+    """Inside, the first SIGINT or SIGTERM raises ``Leaving`` in the main thread, a second ends all."""
 
     def __init__(self, out: Output) -> None:
         self._out = out

@@ -34,15 +34,17 @@ class Output:
     """
 
     def __init__(self, *, json: bool = False, plain: bool = False, verbose: bool = False) -> None:
-        self.json, self.verbose = json, verbose
+        self.json, self.plain, self.verbose = json, plain, verbose
         look: dict[str, Any] = {"no_color": True, "force_terminal": False} if plain else {}
         self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, **look)
-        self._errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, **look)
+        self._errors = Console(
+            stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, **look
+        )
         self._live: Live | None = None
         self._lock = threading.RLock()
 
     def say(self, event: str, text: str = "", **fields: Any) -> None:
-        """Something happened: ``text`` for people, ``fields`` for programs (and the text, if there are none)."""
+        """Something happened: ``text`` for people, ``fields`` for programs (else the text)."""
         self._put(event, lambda: self._line(event, text), fields or {"text": text})
 
     def show(self, event: str, picture: RenderableType, **fields: Any) -> None:
@@ -52,6 +54,16 @@ class Output:
     def next(self, why: str, command: str) -> None:
         """The exact command that comes next, on a line of its own, so that it can be copied whole."""
         self._put("next", lambda: self._hint(why, command), {"text": why, "command": command})
+
+    def summary(self, text: str, next_: tuple[str, str] | None = None, **fields: Any) -> None:
+        """The last word: what came of it, and the exact command that comes next (why, command)."""
+        self.restore()
+        if self.json:
+            self.say("summary", **fields, **({"next": next_[1]} if next_ else {}))
+            return
+        self.say("summary", text)
+        if next_ is not None:
+            self.next(*next_)
 
     def status(self, text: str) -> None:
         """What is being done or waited for at the moment; on a terminal only."""
@@ -107,3 +119,8 @@ def printable(text: str) -> str:
 def figure(value: float | None, digits: int = 0) -> str:
     """A number to read, or a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: "1 peer", "2 peers"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import queue
 import re
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from potluck.app.output import Output, figure
+from potluck.app.output import Output, count, figure
 from potluck.errors import PotluckError
 from potluck.run import Run
+from potluck.wire.messages import Progress
 from potluck.wire.records import Commit
 
 TICK_S = 0.5
@@ -32,6 +34,7 @@ class Reporter:
         self._run: Run | None = None
         self._round: int | None = None
         self._here: dict[str, str] = {}
+        self._trainers, self._speed = 0, 0.0
         self._thread = threading.Thread(target=self._tell, name="potluck-reporter", daemon=True)
 
     def __enter__(self) -> Self:
@@ -104,28 +107,33 @@ class Reporter:
         self._round = head
 
     def _committed(self, run: Run, commit: Commit, tokens: int) -> None:
-        trainers = [p for p in run.peers if p.phase == "training"]
-        speed = sum(p.tokens_per_s for p in trainers)
+        self._look(run.peers)
         target = run.recipe.end.tokens
         self._out.say(
             "round",
             f"round {commit.round}  loss {figure(commit.loss, 3)}  "
-            f"{tokens:,}{f' of {target:,}' if target else ''} tokens  {speed:,.0f} tokens/s  "
-            f"{len(trainers)} peers  {commit.reason}",
+            f"{tokens:,}{f' of {target:,}' if target else ''} tokens  {self._speed:,.0f} tokens/s  "
+            f"{count(self._trainers, 'peer')}  {commit.reason}",
             round=commit.round,
             loss=commit.loss,
             tokens=tokens,
-            tokens_per_s=round(speed, 1),
-            peers=len(trainers),
+            tokens_per_s=round(self._speed, 1),
+            peers=self._trainers,
             reason=commit.reason,
         )
+
+    def _look(self, peers: Sequence[Progress]) -> None:
+        trainers = [p for p in peers if p.phase == "training"]
+        if trainers:  # nobody is there any more once we have left: then what was seen last is told
+            self._trainers, self._speed = len(trainers), sum(p.tokens_per_s for p in trainers)
 
     def _peers(self) -> None:
         run = self._run
         if run is None:
             return
-        peers, mine = run.peers, run.state
-        self._out.status(f"{mine.activity}  ·  {sum(p.tokens_per_s for p in peers):,.0f} tokens/s")
+        peers = run.peers
+        self._look(peers)
+        self._out.status(f"{run.state.activity}  ·  {self._speed:,.0f} tokens/s")
         if self._round is None or not peers:
             return
         here = {p.peer: p.name or p.peer[:8] for p in peers}

@@ -110,11 +110,6 @@ class Handover:
                 work.total_tokens + tokens,
             )
 
-    @property
-    def pending(self) -> bool:
-        """Whether ``exchange`` would do anything."""
-        return bool(self._carries) or self._request is not None
-
     def exchange(self, read: Callable[[], Vector], write: Callable[[list[Carry], Vector], Vector]) -> None:
         """Take new shared states in, then meet a request for a cut.
 

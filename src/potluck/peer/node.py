@@ -16,14 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from potluck import __version__
-from potluck.errors import (
-    ConnectionLost,
-    EnvironmentProblem,
-    LedgerUnavailable,
-    PotluckError,
-    Refused,
-    UsageError,
-)
+from potluck.errors import LedgerUnavailable, PotluckError, Refused, UsageError
 from potluck.hub.client import HubClient
 from potluck.identity import Identity
 from potluck.net.tls import TlsTransport
@@ -382,15 +375,13 @@ class Node:
         await asyncio.gather(*tasks, return_exceptions=True)
         hub: HubClient | None = getattr(self, "hub", None)
         if self._core_built and hub is not None:
-            gone = self._gone()
-            try:
-                await hub.publish_progress(gone)
-            except (ConnectionLost, EnvironmentProblem):
-                log.info("the hub is away, so nobody hears that we left")
-            await self.links.close()
-            self.actions.close()
+            await hub.publish_progress(self._gone())
+        # First nobody asks us any more, then we ask nobody, then the worker has nothing left to do.
         if transport := getattr(self, "_transport", None):
             await transport.close()
+        if self._core_built:
+            await self.links.close()
+            self.actions.close()
         if hub is not None:
             await hub.close()
         if self._failure.done():

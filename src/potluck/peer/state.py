@@ -20,7 +20,6 @@ from potluck.store.contents import Contents
 from potluck.store.snapshots import load_snapshot, snapshot_files
 from potluck.wire.records import Commit, Genesis, PartInfo, Snapshot, TensorSpec
 
-
 PART_VALUES = 1 << 22
 """No part is larger: what a reducer handles at a time stays bounded, however large the model."""
 

@@ -19,7 +19,7 @@ from potluck.protocol.effects import (
     SendResult,
 )
 from potluck.protocol.swarm import Swarm
-from potluck.protocol.view import OpenRound
+from potluck.protocol.view import MAX_WEIGHT, OpenRound, fault
 from potluck.wire.messages import Answer, Progress
 from potluck.wire.records import Member, PartInfo
 
@@ -118,6 +118,8 @@ class Exchange:
     def contributed(self, part: int, member: Member, weight: float) -> Answer:
         """A contribution of ``member`` is here, whole; weight 0 says that there will be none."""
         answer = self.offered(part, member)
+        if not 0 <= weight <= MAX_WEIGHT:
+            return Answer(False, f"round {self.round} part {part}: weight {weight} is no number of tokens")
         if answer.ok:
             index = self.members.index(member)
             if weight > 0:
@@ -139,8 +141,8 @@ class Exchange:
 
     def result(self, info: PartInfo) -> None:
         """A result is here, verified against its digest."""
-        if info.part < len(self._parts):
-            self._parts[info.part].results[info.digest] = info
+        if info.part < len(self._parts) and fault(info, len(self.members)) is None:
+            self._parts[info.part].results.setdefault(info.digest, info)
 
     def sent(self, part: int, to: str, digest: str | None, ok: bool, retry: bool, now: float) -> None:
         """A send ended: taken, refused for good, or (``retry``) to be tried again."""
@@ -172,16 +174,17 @@ class Exchange:
             if self._cut.due(now):
                 self._cut.flying = True
                 effects.append(Cut(self.round, self.attempt))
-            for part in range(len(self._parts)):
-                effects += self._contribute(part, swarm, now)
-                effects += self._reduce(part, swarm, now)
+            for part, state in enumerate(self._parts):
+                if not state.results:
+                    effects += self._contribute(part, swarm, now)
+                    effects += self._reduce(part, swarm, now)
         effects += self._push(swarm, now)
         effects += self._fetch(swarm, now)
         return effects
 
     def _contribute(self, part: int, swarm: Swarm, now: float) -> list[Effect]:
         reducer = self._reducers[part]
-        if self._weight is None or reducer == self.index or self._parts[part].results:
+        if self._weight is None or reducer == self.index:
             return []
         errand = self._sends.setdefault((part, reducer), Errand())
         if not errand.due(now) or not swarm.lives(self.members[reducer], now):
@@ -191,7 +194,7 @@ class Exchange:
 
     def _reduce(self, part: int, swarm: Swarm, now: float) -> list[Effect]:
         state = self._parts[part]
-        if self._reducers[part] != self.index or state.reducing or state.results or not state.gathered:
+        if self._reducers[part] != self.index or state.reducing or not state.gathered:
             return []
         waited_for = [
             m

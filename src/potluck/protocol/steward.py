@@ -7,17 +7,21 @@ for it in words, or no record and what is being waited for.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from potluck.protocol.plan import assign, reassign
 from potluck.protocol.swarm import Swarm
-from potluck.protocol.view import OpenRound, RunView
+from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView, fault
 from potluck.wire.messages import Progress
 from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Reassign, Snapshot
 
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
+
+PATIENT_S = 600.0
+"""The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
     members = tuple(sorted(p.member for p in ready))
     uplinks = [p.uplink for p in ready if p.uplink > 0]
     transfer_s = 2 * rules.round_bytes / min(uplinks) if uplinks else 0.0
-    grace_s = rules.grace_s + 2 * max(p.step_s for p in ready) + min(transfer_s, 600.0)
+    steps_s = 2 * max(p.step_s if p.step_s > 0 else 0.0 for p in ready)
+    grace_s = rules.grace_s + min(steps_s, PATIENT_S) + min(transfer_s, PATIENT_S)
     return Open(
         round=view.round + 1,
         attempt=view.open.attempt + 1 if view.open else 0,
@@ -128,7 +133,7 @@ def _conclude(
     """Commit the open round, or mend it."""
     live = [m for m in open_.members if swarm.lives(m, now)]
     witnesses = [p for p in swarm.alive(now) if _sees(p, open_)]
-    results = [_best(part, witnesses) for part in range(len(open_.reducers))]
+    results = _best(open_, witnesses)
     need = min(2, max(1, len(live)))
     if all(count >= need for count, _ in results):
         infos = tuple(info for _, info in results if info is not None)
@@ -161,21 +166,26 @@ def _sees(progress: Progress, open_: OpenRound) -> bool:
     return progress.round == open_.round - 1 and progress.attempt == open_.attempt
 
 
-def _best(part: int, witnesses: Sequence[Progress]) -> tuple[int, PartInfo | None]:
-    """The result of a part that most peers hold, and how many do; the lower digest breaks a tie."""
-    found: dict[str, tuple[int, PartInfo]] = {}
+def _best(open_: OpenRound, witnesses: Sequence[Progress]) -> list[tuple[int, PartInfo | None]]:
+    """For each part how many peers hold its result, and that; of several the most held, or lowest digest.
+
+    Announcements are others' words: what can't be a result of this round does not count, and of two
+    descriptions of the same bytes the more frequent one does.
+    """
+    told: Counter[PartInfo] = Counter()
     for progress in witnesses:
-        for info in progress.held:
-            if info.part == part:
-                count, first = found.get(info.digest, (0, info))
-                found[info.digest] = (count + 1, first)
-    if not found:
-        return 0, None
-    return max(found.values(), key=lambda item: (item[0], _descending(item[1].digest)))
-
-
-def _descending(digest: str) -> int:
-    return -int(digest, 16)
+        told.update({(info.part, info.digest): info for info in progress.held}.values())
+    sound = [
+        info for info in told if info.part < len(open_.reducers) and fault(info, len(open_.members)) is None
+    ]
+    holders: Counter[tuple[int, str]] = Counter()
+    for info in sound:
+        holders[info.part, info.digest] += told[info]
+    best: list[tuple[int, PartInfo | None]] = [(0, None)] * len(open_.reducers)
+    for info in sorted(sound, key=lambda i: (-holders[i.part, i.digest], i.digest, -told[i])):
+        if best[info.part][1] is None:
+            best[info.part] = holders[info.part, info.digest], info
+    return best
 
 
 def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swarm, now: float) -> Decision:
@@ -191,7 +201,8 @@ def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swa
     if missing:
         lost = [f"{swarm.name(m)} ({'late' if swarm.lives(m, now) else 'gone'})" for m in missing]
         reason += f"; without {', '.join(lost)}"
-    body = Commit(open_.round, open_.attempt, infos, int(sum(weights.values())), loss, reason[:2000])
+    tokens = min(int(sum(weights.values())), MAX_WEIGHT)
+    body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000])
     return Decision(body, reason)
 
 

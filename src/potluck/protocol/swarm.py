@@ -25,6 +25,7 @@ class Swarm:
 
     def __init__(self) -> None:
         self._heard: dict[str, Heard] = {}
+        self._alive: tuple[float, list[Progress]] | None = None
 
     def hear(self, progress: Progress, now: float) -> bool:
         """Take an announcement in; False when a newer one of that peer is here already."""
@@ -34,6 +35,7 @@ class Swarm:
             if (progress.session, progress.beat) <= (last.session, last.beat):
                 return False
         self._heard[progress.peer] = Heard(progress, now)
+        self._alive = None
         return True
 
     def last(self, peer: str) -> Progress | None:
@@ -42,7 +44,12 @@ class Swarm:
         return known.progress if known else None
 
     def alive(self, now: float) -> list[Progress]:
-        """Peers that are there, the longest present first."""
+        """Peers that are there, the longest present first. Read it only: one list serves a whole poll."""
+        if self._alive is None or self._alive[0] != now:
+            self._alive = now, self._present(now)
+        return self._alive[1]
+
+    def _present(self, now: float) -> list[Progress]:
         fresh = (
             heard.progress
             for heard in self._heard.values()

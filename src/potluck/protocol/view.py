@@ -27,6 +27,9 @@ from potluck.wire.records import (
 KEEP_SNAPSHOTS = 2
 """Snapshots that peers keep; commits before the older one are forgotten."""
 
+MAX_WEIGHT = (1 << 53) - 1
+"""Weights count tokens; nobody trained on more."""
+
 
 @dataclass(frozen=True)
 class OpenRound:
@@ -123,9 +126,9 @@ class RunView:
             return "its round is not open"
         if [info.part for info in body.parts] != list(range(self.genesis.parts)):
             return "it does not name each part once, in order"
-        fault = next(filter(None, (_fault(info, len(self.open.members)) for info in body.parts)), None)
-        if fault:
-            return fault
+        unfit = next(filter(None, (fault(info, len(self.open.members)) for info in body.parts)), None)
+        if unfit:
+            return unfit
         self.commits[body.round] = body
         self.members[body.round] = self.open.members
         self.last_plan = {p: self.open.members[m] for p, m in enumerate(self.open.reducers)}
@@ -153,11 +156,11 @@ class RunView:
         return None
 
 
-def _fault(info: PartInfo, members: int) -> str | None:
+def fault(info: PartInfo, members: int) -> str | None:
     """Why a part's result can't stand; a member counts at most once in a part."""
     indices = [index for index, _ in info.contributors]
     if not indices or indices != sorted(set(indices)) or indices[-1] >= members:
         return f"part {info.part} has contributors {indices}: not members, each at most once"
-    if not all(0 < weight < math.inf for _, weight in info.contributors):
-        return f"part {info.part} has a weight that is no positive number"
+    if not all(0 < weight <= MAX_WEIGHT for _, weight in info.contributors):
+        return f"part {info.part} has a weight that is no number of tokens"
     return None

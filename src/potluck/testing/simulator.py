@@ -19,22 +19,25 @@ from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
+from potluck.testing.referee import InvariantBroken, Referee
 from potluck.testing.world import SimPeer
 from potluck.wire.codec import WIRE, digest
 from potluck.wire.messages import Progress
-from potluck.wire.records import Chain, Entry, Member, TensorSpec
+from potluck.wire.records import Chain, Commit, Entry, Member, TensorSpec
+
+__all__ = ["InvariantBroken", "Outcome", "Simulation", "World"]
 
 TENSORS = (TensorSpec("a.weight", (6, 5)), TensorSpec("b.bias", (10,)))
 SIZE = 40
 
 
-class InvariantBroken(AssertionError):
-    """The system did what it must never do."""
-
-
 @dataclass(frozen=True)
 class World:
-    """How unkind the world is. Rates are per simulated minute, delays in seconds."""
+    """How unkind the world is. Rates are per simulated minute, delays in seconds.
+
+    ``divergences`` are models that become NaN, ``torn`` files that disappear. ``learning`` is how much a
+    step changes a model.
+    """
 
     peers: int = 4
     duration_s: float = 60.0
@@ -47,6 +50,8 @@ class World:
     partitions: float = 1.0
     hub_outages: float = 0.5
     torn: float = 1.0
+    divergences: float = 0.5
+    learning: float = 0.01
     round_tokens: int = 800
     outer: str = "nesterov"
     codec: str = "int8"
@@ -89,9 +94,8 @@ class Simulation:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._born = 0
-        self._states: dict[int, str] = {}
+        self.referee = Referee(SIZE, self.recipe.rounds.parts, world.codec, self.fail)
         self._commit_seen = 0.0
-        self._commits = 0
         self._calm = False
         self._announced: dict[str, set[str]] = {}
 
@@ -164,12 +168,16 @@ class Simulation:
         others = [p for p in self.living() if p is not victim]
         if not others or not self._spare(victim, others):
             return
-        self.outcome.crashes += 1
-        victim.alive = False
-        del self.peers[victim.me.peer]
+        self.kill(victim)
         if self.random.random() < 0.5:
             store = victim.store if self.random.random() < 0.7 else MemoryStore()
             self.at(self.random.uniform(0.5, 15), lambda: self.spawn(store, peer=victim.me.peer))
+
+    def kill(self, victim: SimPeer) -> None:
+        """SIGKILL."""
+        self.outcome.crashes += 1
+        victim.alive = False
+        del self.peers[victim.me.peer]
 
     def _spare(self, victim: SimPeer, others: list[SimPeer]) -> bool:
         """Invariant 4 speaks of content as long as one holder lives: the last holder is not crashed.
@@ -198,6 +206,7 @@ class Simulation:
             (world.partitions, self._some_partition),
             (world.hub_outages, self._some_outage),
             (world.torn, self._some_torn_file),
+            (world.divergences, lambda: self.random.choice(self.living()).diverge()),
         ]
         for rate, action in kinds:
             for _ in range(self._poisson(rate * minutes)):
@@ -246,17 +255,15 @@ class Simulation:
 
     # -- invariants ------------------------------------------------------------------------------
 
-    def check_state(self, peer: SimPeer, round_: int, state: str) -> None:
-        """Invariant 1: peers that applied the same round have the same state."""
-        known = self._states.setdefault(round_, state)
-        if known != state:
-            self.fail(f"{peer.name} has state {state[:8]} after round {round_}, others {known[:8]}")
-
-    def check_entry(self, entry: Entry, round_: int) -> None:
-        """A commit was seen for the first time: rounds go on (invariant 5)."""
-        del entry
-        if round_ > self._commits:
-            self._commits, self._commit_seen = round_, self.now
+    def committed(self, entry: Entry, peer: SimPeer) -> None:
+        """A peer followed a commit."""
+        view, body = peer.core.view, entry.record.body
+        if isinstance(body, Commit) and view.commits.get(body.round) == body:
+            if body.round not in self.referee.commits:
+                self._commit_seen = self.now
+            stores = [p.store for p in self.living()]
+            raws = [next(filter(None, (s.get(i.digest) for s in stores)), None) for i in body.parts]
+            self.referee.committed(self.now, body, view.members[body.round], raws)
 
     def _check_progress(self) -> None:
         """Invariant 5: with the hub there and one peer that trains, rounds commit within a bounded time."""
@@ -265,7 +272,9 @@ class Simulation:
             self._commit_seen = max(self._commit_seen, self.now)
         elif self.now - self._commit_seen > self.world.bound_s:
             reasons = "; ".join(f"{p.name}: {p.core.activity}" for p in self.living())
-            self.fail(f"no commit for {self.world.bound_s:.0f} s after round {self._commits}: {reasons}")
+            self.fail(f"no commit for {self.world.bound_s:.0f} s: {reasons}")
+        view = max(self.living(), key=lambda p: p.core.view.sequence).core.view
+        self.referee.kept(view, set().union(*(p.store.digests() for p in self.living())))
         self.at(1.0, self._check_progress)
 
     def _check_end(self) -> None:

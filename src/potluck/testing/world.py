@@ -27,6 +27,7 @@ from potluck.protocol.effects import (
     WriteSnapshot,
 )
 from potluck.store.contents import MemoryStore
+from potluck.testing.referee import Given
 from potluck.wire.messages import Answer, Progress, PushContribution
 from potluck.wire.records import Chain, Commit, Genesis, Member, PartInfo, Reassign
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 STEP_S = 0.5
 SILENCE_S = 4.0
+WAKE_S = 0.02
 
 
 class SimPeer:
@@ -51,6 +53,8 @@ class SimPeer:
         self._tokens = 0.0
         self._in_flight = 0.0
         self._local: Vector | None = None
+        self._shared: Vector
+        self._diverged = False
         self._carries: list[Carry] = []
         self._cut: tuple[int, int] | None = None
         self._rng = np.random.default_rng(int(me.peer[:8], 16))
@@ -61,7 +65,7 @@ class SimPeer:
         self._follow()
         if theta is not None:
             assert self._state is not None
-            self._carries = [self._state.begin(theta.copy(), np.zeros_like(theta), 0)]
+            self._take(self._state.begin(theta.copy(), np.zeros_like(theta), 0))
             assert self._state.plane is not None
             self.core.applied(0, self._state.plane.digest, loaded=False)
         self.later(0.0, self._beat)
@@ -140,7 +144,7 @@ class SimPeer:
                 self._state = PeerState(self.store, self.sim.recipe, body)
             self.core.followed(entry, self.sim.now)
             if isinstance(body, Commit):
-                self.sim.check_entry(entry, self.core.view.round)
+                self.sim.committed(entry, self)
             elif isinstance(body, Reassign):
                 self.sim.outcome.reassigned += 1
         self.poll()
@@ -150,48 +154,79 @@ class SimPeer:
     def _step(self) -> None:
         """One inner step, after the boundary at which state and cuts are exchanged with the trainer."""
         if self._local is None and self._carries:
-            self._local = self._carries[-1].theta.copy()
+            self._local = self._shared = self._carries[-1].theta
             self._carries.clear()
         if self._local is not None:
             self._boundary()
+        if self._local is not None:
+            before = self._local.astype(np.float64)
             noise = self._rng.standard_normal(self._local.size).astype(np.float32)
-            self._local = self._local * np.float32(0.99) + np.float32(0.01) * noise
+            self._local = self._local + np.float32(self.sim.world.learning) * (noise - self._local)
             self._tokens += self._speed * STEP_S
+            self.sim.referee.steps(self.me, self._local - before, self._speed * STEP_S)
         self.later(STEP_S, self._step)
+
+    def _take(self, carry: Carry) -> None:
+        """A new shared state is here; the model gets it at the next boundary."""
+        if carry.origin is None:
+            self._carries, self._local = [], None
+            self._tokens = self._in_flight = 0.0
+            self.sim.referee.begins(self.me)
+        self._carries.append(carry)
+
+    def diverge(self) -> None:
+        """The model becomes NaN."""
+        self._diverged = True
 
     def _boundary(self) -> None:
         assert self._local is not None
         assert self._state is not None
-        self._local = carried(self._local, self._carries)
-        self._carries.clear()
+        if self._carries:
+            self._local = carried(self._local, self._carries)
+            self._shared = self._carries[-1].theta
+            self._carries.clear()
+        self.sim.referee.boundary(self.me, self.name, self._local, self._shared)
         exchange = self.core.exchange
         if self._cut is None or exchange is None or exchange.index is None:
             return
-        (round_, attempt), self._cut = self._cut, None
+        key, self._cut = self._cut, None
         weight = self._tokens + self._in_flight
-        if self.core.catchup.round != round_ - 1:
+        if self.core.catchup.round != key[0] - 1:
             return
-        done = self._state.cut(round_, attempt, exchange.index, self._local, weight)
-        self._in_flight, self._tokens = weight, 0.0
-        self.core.cut_done(round_, attempt, weight if done else 0.0)
+        local = self._local * np.float32("nan") if self._diverged else self._local
+        if self._state.cut(*key, exchange.index, local, weight):
+            self._in_flight, self._tokens = weight, 0.0
+            found = [self._state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
+            given = Given(weight, tuple(raw for _, raw in filter(None, found)))
+            self.sim.referee.cut(self.me, key, given)
+            self.core.cut_done(*key, weight)
+        else:
+            assert self._state.plane is not None
+            self._diverged = False
+            self._take(Carry(self._state.plane.theta.copy(), None))
+            self.core.cut_done(*key, 0.0)
         self.poll()
 
     # -- effects ---------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Let the core decide, carry its effects out, and come back when it wants."""
+        """Something happened: let the core decide, soon. What happens together is decided upon once."""
+        self._wake(self.sim.now + WAKE_S)
+
+    def _wake(self, at: float) -> None:
+        if at < self._next_poll:
+            self._next_poll = at
+            self.later(at - self.sim.now, self._decide)
+
+    def _decide(self) -> None:
+        """Carry out what the core decides, and come back when it wants."""
         now = self.sim.now
+        if self._next_poll > now + WAKE_S / 2:
+            return
+        self._next_poll = float("inf")
         for effect in self.core.poll(now):
             self._carry_out(effect)
-        at = self.core.deadline(now)
-        if at < self._next_poll or self._next_poll <= now:
-            self._next_poll = at
-            self.later(at - now, self._timer)
-
-    def _timer(self) -> None:
-        if self.sim.now >= self._next_poll:
-            self._next_poll = float("inf")
-            self.poll()
+        self._wake(self.core.deadline(now))
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -249,13 +284,14 @@ class SimPeer:
             self.poll()
             return
         assert self._state.plane is not None
-        if isinstance(effect, LoadSnapshot):
-            self._carries, self._local = [], None
-        elif self._included(effect.commit):
-            self._in_flight = 0.0
-        self._carries.append(carry)
         plane = self._state.plane
-        self.sim.check_state(self, plane.round, plane.digest)
+        if isinstance(effect, Apply):
+            self.sim.referee.applied(self.me, self.name, effect.commit, plane.digest)
+            if self._included(effect.commit):
+                self._in_flight = 0.0
+        else:
+            self.sim.referee.state(self.name, plane.round, plane.digest)
+        self._take(carry)
         self.core.applied(plane.round, plane.digest, loaded=isinstance(effect, LoadSnapshot))
         self.poll()
 
@@ -317,7 +353,7 @@ class SimPeer:
             index = self.core.exchange.members.index(member)
             where = (push.round, push.attempt, push.part, index)
             self._state.take(*where, push.weight, raw)
-            self.later(0.0, self.poll)
+            self.poll()
         return answer
 
     def _send_result(self, effect: SendResult) -> None:
@@ -337,7 +373,7 @@ class SimPeer:
         """A reducer's result came."""
         self.store.put(raw)
         self.core.result(round_, attempt, info)
-        self.later(0.0, self.poll)
+        self.poll()
         return Answer(True)
 
     def _fetch(self, effect: Fetch) -> None:

@@ -1,0 +1,237 @@
+"""The command line: ``potluck`` and ``python -m potluck``.
+
+What each command needs is imported when it runs, so that ``potluck --help`` costs nothing. Environment
+variables are read here and nowhere else; the order is argument, environment, default.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potluck.app.interrupts import Interrupts, Leaving
+from potluck.app.output import Output
+from potluck.errors import PotluckError, UsageError
+
+EXIT_CODES = (
+    "Exit codes: 0 done, or the run is over; 1 something failed; 2 a wrong argument, recipe or invite; "
+    "130 ended by Ctrl-C; 143 ended by SIGTERM (a preempted peer: start it again)."
+)
+
+TRAINING_PACKAGES = ("torch", "transformers", "tokenizers", "huggingface_hub")
+
+app = typer.Typer(
+    help="Train one neural network together, on computers that nobody has to own all of.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--directory",
+        metavar="DIR",
+        envvar="POTLUCK_DIRECTORY",
+        help="Where keys and runs are kept (default: this user's data directory).",
+    ),
+]
+Listen = Annotated[
+    str, typer.Option(metavar="HOST", help="Address of this machine to listen on; 127.0.0.1 stays on it.")
+]
+Name = Annotated[str, typer.Option(help="What others see (default: this machine's name).")]
+Threads = Annotated[
+    int, typer.Option(min=0, help="Threads to compute with; 0 is this peer's share of the machine's cores.")
+]
+InviteText = Annotated[
+    str, typer.Argument(metavar="INVITE", help="What `potluck host` printed: potluck:…", show_default=False)
+]
+EVERYWHERE = "0.0.0.0"  # noqa: S104 – friends' machines are elsewhere; admission is by invite
+
+COMMON = {
+    "json": Annotated[bool, typer.Option("--json", help="One JSON object a line; the last is the summary.")],
+    "plain": Annotated[bool, typer.Option("--plain", help="No colours and no live line.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", help="Logs, and an error's traceback.")],
+}
+
+
+def command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Make a command of a function whose first parameter is where its words go; it returns the exit code.
+
+    Every command has the options of ``COMMON`` besides its own, and shows each error in one line.
+    """
+
+    def run(*, json: bool, plain: bool, verbose: bool, **own: Any) -> None:
+        out = Output(json=json, plain=plain, verbose=verbose)
+        raise typer.Exit(_guarded(out, functools.partial(function, out, **own)))
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    common = [inspect.Parameter(n, keyword, default=False, annotation=kind) for n, kind in COMMON.items()]
+    parameters = [parameter.replace(kind=keyword) for parameter in own] + common
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(function.__name__, help=function.__doc__, epilog=EXIT_CODES)(run)
+    return run
+
+
+def _guarded(out: Output, work: Callable[[], int | None]) -> int:
+    """The exit code of a command; whatever went wrong is said in words."""
+    _log(out.verbose)
+    try:
+        with Interrupts(out):
+            return work() or 0
+    except Leaving as leaving:
+        return leaving.code
+    except PotluckError as error:
+        return _failed(out, error, str(error), 2 if isinstance(error, UsageError) else 1)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_PACKAGES:
+            raise
+        return _failed(out, error, f"this needs the package {error.name}: pip install 'potluck[train]'", 2)
+    finally:
+        out.restore()
+
+
+def _failed(out: Output, error: Exception, text: str, code: int) -> int:
+    if out.verbose:
+        logging.getLogger("potluck").error("%s", text, exc_info=error)
+    out.error(text, code)
+    return code
+
+
+def _log(verbose: bool) -> None:
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    else:
+        # All that a user needs to know is told by events and errors, in words.
+        logging.getLogger("potluck").setLevel(logging.CRITICAL + 1)
+
+
+def _home(directory: Path | None) -> Path:
+    from potluck.identity import data_directory
+
+    return directory if directory is not None else data_directory()
+
+
+@command
+def hub(
+    out: Output,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The hub's own directory (default: hubs/main in the data directory)."
+        ),
+    ] = None,
+    listen: Listen = EVERYWHERE,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is that of last time, or any.")] = 0,
+    valid: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="How long the invite holds; 0: for ever.")
+    ] = 30,
+) -> None:
+    """Run a hub in the foreground. On the directory of an earlier one it goes on where that was."""
+    import os
+
+    from potluck.app.hub import run_hub
+
+    home = os.environ.get("POTLUCK_DIRECTORY")
+    run_hub(out, directory or _home(Path(home) if home else None) / "hubs" / "main", listen, port, valid)
+
+
+@command
+def host(
+    out: Output,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A file, or a recipe's name.")
+    ] = "shakespeare",
+    name: Name = "",
+    directory: Home = None,
+    listen: Listen = EVERYWHERE,
+    threads: Threads = 0,
+    hub: Annotated[
+        str, typer.Option(metavar="INVITE", help="Of a hub that is up (default: start one).")
+    ] = "",
+) -> int:
+    """Start a run, and train in it as its first peer."""
+    from potluck.app.work import Part, host_run
+
+    return host_run(out, recipe, hub, Part(_home(directory), name, listen, threads))
+
+
+@command
+def join(
+    out: Output,
+    invite: InviteText,
+    name: Name = "",
+    directory: Home = None,
+    listen: Listen = EVERYWHERE,
+    threads: Threads = 0,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep the state, but train nothing.")] = False,
+) -> int:
+    """Join a run with nothing but its invite, and train in it."""
+    from potluck.app.work import Part, join_run
+
+    return join_run(out, invite, Part(_home(directory), name, listen, threads, trains=not follow))
+
+
+@command
+def leave(
+    out: Output,
+    run: Annotated[str, typer.Option(metavar="RUN", help="Of this run only (default: of all).")] = "",
+    directory: Home = None,
+) -> int:
+    """Ask this machine's peers to leave, and wait until they have."""
+    from potluck.app.leave import leave_runs
+
+    return leave_runs(out, _home(directory), run)
+
+
+@command
+def status(out: Output, invite: InviteText) -> None:
+    """What a run is doing, and who is in it."""
+    from potluck.app.status import show_status
+
+    show_status(out, invite)
+
+
+@command
+def export(
+    out: Output,
+    invite: InviteText,
+    to: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Made by this.", show_default=False)],
+    directory: Home = None,
+    listen: Listen = EVERYWHERE,
+) -> None:
+    """Write the run's model into a directory that transformers reads."""
+    from potluck.app.export import export as write
+
+    write(out, invite, to, _home(directory), listen)
+
+
+@command
+def demo(
+    out: Output,
+    seconds: Annotated[float, typer.Option(min=10, help="About how long to train.")] = 90,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep everything here, the model too.")
+    ] = None,
+) -> int:
+    """A whole run on this machine, with deaths and a joiner."""
+    run_demo = import_module("potluck.app.demo").run_demo
+    code: int = run_demo(seconds=seconds, json=out.json, plain=out.plain, keep=keep)
+    return code
+
+
+def main() -> None:
+    """Run the command that the process's arguments name, and end the process with its exit code."""
+    app(prog_name="potluck")

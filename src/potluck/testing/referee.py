@@ -1,0 +1,197 @@
+"""What the simulated world knows and no peer is told; it holds what peers claim against it.
+
+Nothing here asks the protocol whether it is right. Contributions are noted where they are cut and compared
+with what was committed, progress where it is made, content where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potluck.codecs import codec
+from potluck.peer.dataplane import Vector, part_bounds
+from potluck.protocol.view import RunView
+from potluck.wire.records import Commit, Member
+
+Exact = NDArray[np.float64]
+
+DRIFT = 1e-3
+"""How far fp32 arithmetic may take a model from the sum of its steps within one simulation."""
+
+
+class InvariantBroken(AssertionError):
+    """The system did what it must never do."""
+
+
+@dataclass
+class Trained:
+    """One life's own account: its progress by value [n], and in tokens."""
+
+    pending: Exact
+    cuts: dict[tuple[int, int], Exact]
+    tokens: float = 0.0
+    included: float = 0.0
+    lost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a member sent for one attempt of one round: its weight, and the encoded parts."""
+
+    weight: float
+    encoded: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A commit, its members, and when the first peer followed it."""
+
+    at: float
+    commit: Commit
+    members: tuple[Member, ...]
+
+
+class Referee:
+    """Checks the invariants of one simulation; every method may raise ``InvariantBroken``.
+
+    Args:
+        n, parts, codec_name: the vectors, and how they are cut and encoded.
+        fail: raises, with what is needed to see the failure again.
+    """
+
+    def __init__(self, n: int, parts: int, codec_name: str, fail: Callable[[str], None]) -> None:
+        self.commits: dict[int, Seen] = {}
+        self.lives: dict[Member, Trained] = {}
+        self._n, self._fail = n, fail
+        self._bounds = part_bounds(n, parts)
+        self._codec = codec(codec_name)
+        self._lossy = codec_name != "fp32"
+        self._states: dict[int, str] = {}
+        self._given: dict[tuple[int, int], dict[Member, Given]] = {}
+        self._largest = np.zeros(parts)
+
+    # -- progress --------------------------------------------------------------------------------
+
+    def begins(self, member: Member) -> None:
+        """A life takes a shared state over as it is; what it had not given yet is lost."""
+        life = self.lives.setdefault(member, Trained(np.zeros(self._n), {}))
+        life.lost += life.tokens - life.included - life.lost
+        life.pending, life.cuts = np.zeros(self._n), {}
+
+    def steps(self, member: Member, change: Exact, tokens: float) -> None:
+        """An inner step changed the model by ``change`` [n]."""
+        life = self.lives[member]
+        life.pending += change
+        life.tokens += tokens
+
+    def boundary(self, member: Member, name: str, local: Vector, shared: Vector) -> None:
+        """Between two steps: the model is the shared state and all progress that is not in it, once."""
+        off = float(np.abs(local.astype(np.float64) - shared - self.lives[member].pending).max())
+        if off > DRIFT:
+            self._fail(f"{name} is off by {off:.4f} from its shared state and its own progress")
+
+    def cut(self, member: Member, key: tuple[int, int], given: Given) -> None:
+        """A member's contribution to (round, attempt) is encoded."""
+        life = self.lives[member]
+        life.cuts[key] = life.pending.copy()
+        self._given.setdefault(key, {})[member] = given
+        if not self._lossy:
+            off = float(np.abs(self._decoded(given.encoded) + life.pending).max())
+            if off > DRIFT:
+                self._fail(f"{member.peer[:4]} gives {off:.4f} else than its progress in round {key[0]}")
+
+    def applied(self, member: Member, name: str, commit: Commit, state: str) -> None:
+        """A peer took the outer step of a round (1); what of its own was in it is shared now."""
+        self.state(name, commit.round, state)
+        life, seen = self.lives.get(member), self.commits[commit.round]
+        key = (commit.round, commit.attempt)
+        if life is None or key not in life.cuts or member not in seen.members:
+            return
+        index, weights = seen.members.index(member), []
+        for info, bounds in zip(commit.parts, self._bounds, strict=True):
+            if index in dict(info.contributors):
+                life.pending[bounds] -= life.cuts[key][bounds]
+                weights.append(dict(info.contributors)[index])
+        life.included += max(weights, default=0.0)
+        life.cuts = {later: cut for later, cut in life.cuts.items() if later > key}
+        if life.included + life.lost > life.tokens * (1 + 1e-9):
+            self._fail(f"{name} trained {life.tokens} tokens, and {life.included} of them are in")
+
+    # -- rounds ----------------------------------------------------------------------------------
+
+    def state(self, name: str, round_: int, state: str) -> None:
+        """Invariant 1: peers that have the state after a round have the same."""
+        known = self._states.setdefault(round_, state)
+        if known != state:
+            self._fail(f"{name} has state {state[:8]} after round {round_}, others {known[:8]}")
+
+    def committed(
+        self, now: float, commit: Commit, members: tuple[Member, ...], raws: Sequence[bytes | None]
+    ) -> None:
+        """A commit is in the ledger, and these are its parts' bytes, wherever they lie."""
+        if commit.round in self.commits:
+            return
+        if commit.round != max(self.commits, default=0) + 1:
+            self._fail(f"round {commit.round} is committed after round {max(self.commits, default=0)}")
+        self.commits[commit.round] = Seen(now, commit, members)
+        given = self._given.get((commit.round, commit.attempt), {})
+        for part, raw in enumerate(raws):
+            if raw is None:
+                self._fail(f"round {commit.round} part {part} is committed, and nobody has it")
+            else:
+                self._reduced(commit, part, raw, [(m, given[m]) for m in members if m in given], members)
+        self._given = {key: value for key, value in self._given.items() if key[0] > commit.round}
+
+    def _reduced(
+        self,
+        commit: Commit,
+        part: int,
+        raw: bytes,
+        given: list[tuple[Member, Given]],
+        members: tuple[Member, ...],
+    ) -> None:
+        """Invariant 3: a part is the mean of what those it names gave, each counted once by its weight.
+
+        What its reducer owed from earlier results comes on top: at most half a step of the codec each.
+        """
+        said, gave = dict(commit.parts[part].contributors), dict(given)
+        bounds, total, weight = self._bounds[part], np.zeros(self._size(part)), 0.0
+        for index, claimed in sorted(said.items()):
+            one = gave.get(members[index])
+            if one is None or one.weight != claimed:
+                self._fail(
+                    f"round {commit.round} part {part} counts {members[index].peer[:4]} with {claimed}, it "
+                    f"gave {one.weight if one else 'nothing'}"
+                )
+                return
+            total += one.weight * self._codec.decode(one.encoded[part], bounds.stop - bounds.start)
+            weight += one.weight
+        result = self._codec.decode(raw, bounds.stop - bounds.start)
+        self._largest[part] = max(self._largest[part], float(np.abs(result).max()))
+        slack = self._largest[part] / 127 * 1.01 if self._lossy else 0.0
+        off = float(np.abs(result - total / weight).max())
+        if off > slack + 1e-5 * (1 + self._largest[part]):
+            self._fail(
+                f"round {commit.round} part {part} is off by {off:.5f} from the mean of its contributors"
+            )
+
+    def kept(self, view: RunView, held: set[str]) -> None:
+        """Invariant 4: what a peer may still ask for is in some living peer's store."""
+        for commit in view.commits.values():
+            for info in commit.parts:
+                if info.digest not in held:
+                    self._fail(f"round {commit.round} part {info.part} was committed, and nobody has it")
+        for snapshot in view.snapshots.values():
+            if any(chunk not in held for blob in snapshot.files for chunk in blob.chunks):
+                self._fail(f"the snapshot of round {snapshot.round} is recorded, and nobody has all of it")
+
+    def _size(self, part: int) -> int:
+        return int(self._bounds[part].stop - self._bounds[part].start)
+
+    def _decoded(self, encoded: Sequence[bytes]) -> Exact:
+        parts = [self._codec.decode(raw, self._size(part)) for part, raw in enumerate(encoded)]
+        return np.concatenate(parts).astype(np.float64)

@@ -1,0 +1,193 @@
+"""The convergence benchmark: its short form, and its peers against a swarm in plain torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from bench import convergence, demo_recipe  # noqa: E402
+from bench.convergence import LATE_STEPS, Case, Drifted, Swarm, measure  # noqa: E402
+
+from potluck.data.assets import build_assets  # noqa: E402
+from potluck.peer.trainer import Trainer  # noqa: E402
+from potluck.recipe import DEMO, Inner, Outer, Recipe  # noqa: E402
+from potluck.tasks import task  # noqa: E402
+from potluck.wire.records import Commit  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+LINES = "".join(f"The {n}th cat sat on the {n % 7}th mat.\n" for n in range(3000))
+STEP_TOKENS = 4 * 32
+ROUND_STEPS = 6
+RECIPE = replace(
+    DEMO,
+    task=replace(
+        DEMO.task,
+        text="*.txt",
+        tokenizer="bpe-400",
+        config={
+            **DEMO.task.config,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        context=32,
+        batch=4,
+    ),
+    inner=Inner(lr=1e-2, warmup_steps=4),
+    rounds=replace(DEMO.rounds, tokens=4 * ROUND_STEPS * STEP_TOKENS),
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text(LINES, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def assets(base: Path) -> dict[str, bytes]:
+    return build_assets(RECIPE, base=base)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def with_codec(codec: str, **changes: Any) -> Recipe:
+    return replace(RECIPE, rounds=replace(RECIPE.rounds, codec=codec), **changes)
+
+
+def lines_of(text: str, key: str) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in text.splitlines()]
+    return {line[key]: line for line in lines if key in line}
+
+
+def test_short_form() -> None:
+    done = subprocess.run(
+        [sys.executable, "bench/convergence.py", "--quick", "--bar"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cases, summaries = lines_of(done.stdout, "case"), lines_of(done.stdout, "summary")
+    names = {case.name for case in convergence.CASES}
+    assert set(cases) == set(summaries) == {"untrained"} | names
+    start = cases.pop("untrained")["loss"]
+    for line in cases.values():
+        assert set(line) == {"case", "seed", "tokens", "rounds", "loss", "bits_per_byte"}
+        assert line["tokens"] == convergence.QUICK_TOKENS
+        assert line["loss"] < 0.9 * start
+    assert {name for name, line in cases.items() if line["rounds"] == 3} == {n for n in names if "peer" in n}
+    assert cases["1_peer_fp32"]["loss"] == pytest.approx(cases["plain"]["loss"], rel=1e-3)
+    assert summaries["4_peers_int8"]["loss"] == cases["4_peers_int8"]["loss"]
+    found = lines_of(done.stdout, "bar")
+    assert set(found) == {"loss_4_peers_over_plain", "loss_1_peer_over_plain", "int8_over_fp32"}
+    for line in found.values():
+        assert set(line) == {"bar", "value", "unit"}
+        assert line["unit"] == "ratio"
+        assert 0.5 < line["value"] < 2
+
+
+@pytest.mark.parametrize("outer", [Outer("average"), Outer("nesterov", 0.7, 0.9)], ids=lambda o: str(o.kind))
+def test_four_peers_are_a_plain_swarm(assets: dict[str, bytes], outer: Outer) -> None:
+    """Without loss in the codec, parts, reducers, commits and carries are the mean of plain torch."""
+    lm = task(with_codec("fp32", outer=outer), assets)
+    swarm = Swarm(lm, 4, seed=0)
+    setting = demo_recipe.Setting(
+        "plain", outer=outer, round_tokens=RECIPE.rounds.tokens, late_steps=LATE_STEPS
+    )
+    plain = demo_recipe.Swarm(lm, setting)
+    for index, peer in enumerate(plain.peers):
+        peer.batches = lm.batches(convergence.data_seed(0, index))
+    before = swarm.theta.copy()
+    for _ in range(3):
+        swarm.round()
+        plain.round()
+    expected = torch.cat([weight.reshape(-1) for weight in plain.theta]).numpy()
+    assert swarm.tokens == plain.tokens == 3 * RECIPE.rounds.tokens
+    assert np.abs(expected - before).max() > 0.05
+    assert np.abs(swarm.theta - expected).max() < 1e-4
+
+
+def test_a_late_result_costs_no_progress(assets: dict[str, bytes]) -> None:
+    """One peer alone, fp32: every carry puts it where it stood, so the run is the plain loop."""
+    tokens = 3 * RECIPE.rounds.tokens
+    plain = measure(Case("plain"), 1, tokens, RECIPE, assets)
+    alone = measure(Case("alone", peers=1, codec="fp32"), 1, tokens, RECIPE, assets)
+    assert (alone.tokens, alone.rounds) == (tokens, 3)
+    assert alone.tokens == plain.tokens
+    assert alone.loss == pytest.approx(plain.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp32"])
+def test_peers_stay_identical_and_learn(assets: dict[str, bytes], codec: str) -> None:
+    lm = task(with_codec(codec), assets)
+    swarm, judge = Swarm(lm, 4, seed=2), lm.model()
+    start, _ = lm.evaluate(judge)
+    for _ in range(4):
+        swarm.round()
+    assert len({peer.digest for peer in swarm.peers}) == 1
+    locals_ = {peer.trainer.read().tobytes() for peer in swarm.peers}
+    assert len(locals_) == 4, "between rounds each peer has trained on its own text"
+    Trainer(judge, swarm.peers[0].handover).write(swarm.theta)
+    assert lm.evaluate(judge)[0] < 0.8 * start
+
+
+def test_a_drifted_peer_ends_the_benchmark(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = convergence.Peer.apply
+
+    def apply(peer: convergence.Peer, commit: Commit) -> None:
+        honest(peer, commit)
+        assert peer.state.plane is not None
+        if commit.round == 2 and peer.index == 3:
+            theta = peer.state.plane.theta
+            theta[-1:] = np.nextafter(theta[-1:], np.float32(np.inf))
+
+    monkeypatch.setattr(convergence.Peer, "apply", apply)
+    monkeypatch.setattr(convergence, "QUICK", RECIPE)
+    monkeypatch.chdir(base)
+    tokens = str(3 * RECIPE.rounds.tokens)
+    assert convergence.main(["--quick", "--tokens", tokens, "--only", "4_peers_int8"]) == 1
+    assert "after round 2 the peers' states differ" in capsys.readouterr().err
+
+
+def test_a_peer_gone_nan_ends_the_benchmark(assets: dict[str, bytes]) -> None:
+    swarm = Swarm(task(RECIPE, assets), 4, seed=0)
+    with torch.no_grad():
+        next(swarm.peers[1].model.parameters()).fill_(float("nan"))
+    with pytest.raises(Drifted, match="peer 1"):
+        swarm.round()
+
+
+def test_rounds_shorter_than_an_exchange_are_refused(assets: dict[str, bytes]) -> None:
+    short = replace(RECIPE, rounds=replace(RECIPE.rounds, tokens=4 * (LATE_STEPS - 1) * STEP_TOKENS))
+    with pytest.raises(ValueError, match="3 inner steps"):
+        Swarm(task(short, assets), 4, seed=0)
+
+
+def test_ratios_are_taken_seed_by_seed() -> None:
+    rows = [("a", 0, 2.0), ("b", 0, 4.0), ("a", 1, 3.0), ("b", 1, 3.0), ("a", 2, 9.0)]
+    results = [convergence.Result(case, seed, 1, 1, loss, 1.0) for case, seed, loss in rows]
+    assert convergence.ratios(results, "b", "a") == [2.0, 1.0]
