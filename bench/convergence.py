@@ -45,17 +45,24 @@ class Drifted(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """``peers`` = 0 is the plain loop, whose batch is ``batches`` times the recipe's."""
+    """``peers`` = 0 is the plain loop.
+
+    Args:
+        batches: its batch is so many times the recipe's.
+        share: and it gets the tokens divided by this.
+    """
 
     name: str
     peers: int = 0
     codec: str = "int8"
     batches: int = 1
+    share: int = 1
 
 
 CASES = [
     Case("plain"),
     Case("plain_batch_x4", batches=4),
+    Case("plain_quarter", share=4),
     Case("1_peer_int8", peers=1),
     Case("1_peer_fp32", peers=1, codec="fp32"),
     Case("4_peers_int8", peers=4),
@@ -217,7 +224,7 @@ def measure(case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets) 
         done, rounds = swarm.tokens, swarm.rounds
     else:
         round_steps = -(-recipe.rounds.tokens // lm.step_tokens)
-        steps = round_steps * max(1, tokens // recipe.rounds.tokens)
+        steps = round_steps * max(1, tokens // recipe.rounds.tokens) // case.share
         lm.train(judge, lm.optimizer(judge), islice(lm.batches(data_seed(seed, 0)), steps))
         done, rounds = steps * lm.step_tokens, 0
     return Result(case.name, seed, done, rounds, *lm.evaluate(judge))

@@ -40,7 +40,7 @@ log = logging.getLogger("potluck")
 
 T = TypeVar("T")
 
-START_S = 60.0
+START_S = 150.0
 """How long admission and start may take, in seconds."""
 
 SWITCH_S = 0.001
@@ -364,25 +364,30 @@ def _start(
 
 
 def _claim(home: Path, run: str) -> Claim:
-    """A key of this machine that is free: the one whose store has the newest of the run, or else the first."""
-    stores = {path.name: _newest(path / "store") for path in (home / "runs" / run).glob("peer-*")}
-    claims = [claim(home / "keys")]
+    """A key of this machine that is free: that whose store has the newest of the run, or else the first."""
+    stores = {_slot(path): _newest(path / "store") for path in (home / "runs" / run).glob("peer-*")}
+    best = claim(home / "keys")
+    seen, passed_over = _slot(best.directory), []
     try:
-        while _slot(claims[-1]) < max((int(name.rpartition("-")[2]) for name in stores), default=0):
-            claims.append(claim(home / "keys"))
-        best = max(claims, key=lambda c: stores.get(c.directory.name, 0.0))
+        while seen < max(stores, default=0):
+            other = claim(home / "keys")
+            seen = _slot(other.directory)
+            if stores.get(seen, 0.0) > stores.get(_slot(best.directory), 0.0):
+                best, other = other, best
+            passed_over.append(other)
     except BaseException:
-        best = None
+        best.release()
         raise
     finally:
-        for other in claims:
-            if other is not best:
-                other.release()
+        for other in passed_over:
+            other.release()
     return best
 
 
-def _slot(claimed: Claim) -> int:
-    return int(claimed.directory.name.rpartition("-")[2])
+def _slot(directory: Path) -> int:
+    """The number of a key's directory, ``peer-N``."""
+    number = directory.name.removeprefix("peer-")
+    return int(number) if number.isdecimal() else 0
 
 
 def _newest(store: Path) -> float:

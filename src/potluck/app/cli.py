@@ -6,9 +6,12 @@ variables are read here and nowhere else; the order is argument, environment, de
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
+import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -96,9 +99,10 @@ def _guarded(out: Output, work: Callable[[], int | None]) -> int:
     except PotluckError as error:
         return _failed(out, error, str(error), 2 if isinstance(error, UsageError) else 1)
     except ModuleNotFoundError as error:
-        if error.name not in TRAINING_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in TRAINING_PACKAGES:
             raise
-        return _failed(out, error, f"this needs the package {error.name}: pip install 'potluck[train]'", 2)
+        return _failed(out, error, f"this needs the package {package}: pip install 'potluck[train]'", 2)
     finally:
         out.restore()
 
@@ -140,8 +144,6 @@ def hub(
     ] = 30,
 ) -> None:
     """Run a hub in the foreground. On the directory of an earlier one it goes on where that was."""
-    import os
-
     from potluck.app.hub import run_hub
 
     home = os.environ.get("POTLUCK_DIRECTORY")
@@ -234,4 +236,13 @@ def demo(
 
 def main() -> None:
     """Run the command that the process's arguments name, and end the process with its exit code."""
-    app(prog_name="potluck")
+    try:
+        app(prog_name="potluck")
+    except SystemExit as end:
+        if "torch" in sys.modules and isinstance(end.code, int):
+            # All is closed by now, and PyTorch takes seconds to be torn down: a preempted peer has few.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(end.code)
+        raise

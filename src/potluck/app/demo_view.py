@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -79,7 +80,7 @@ class View:
             f"   round {view.round}   loss {loss}   {speed:,.0f} tokens/s   "
             f"{view.tokens:,} of {target:,} tokens",
         )
-        table = Table(expand=True, box=None)
+        table = Table(expand=True, box=box.SIMPLE_HEAD, header_style="dim")
         for name in ("peer", "phase", "round", "state", "tokens/s", "loss", "up", "down"):
             table.add_column(name, justify="left" if name in ("peer", "phase", "state") else "right")
         for p in peers:

@@ -91,8 +91,9 @@ class Asked:
             self._ask(self._handle)
 
     def _ask(self, handle: int) -> None:
-        # From here on the number can't come to mean another process without the handle noticing.
+        # The handle was opened first, so what is found now under its number is what it will signal.
         if _started(self.process.pid) != self.process.started:
+            self.close()
             return
         try:
             signal.pidfd_send_signal(handle, signal.SIGTERM)

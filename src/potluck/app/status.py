@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -42,12 +43,14 @@ class Look:
     swarm: Swarm = field(default_factory=Swarm)
     heard: dict[str, float] = field(default_factory=dict)
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=EVENTS))
+    somebody: asyncio.Event = field(default_factory=asyncio.Event)
     now: float = 0.0
 
     def hear(self, progress: Progress, now: float) -> None:
         """A peer said something."""
         if self.swarm.hear(progress, now):
             self.heard[progress.peer] = now
+            self.somebody.set()
 
     def follow(self, entry: Entry) -> None:
         """The next record."""
@@ -109,8 +112,10 @@ async def _look(invite: Invite) -> Look:
         while batch := await client.ledger.read(chain.sequence + 1):
             for sequence, raw in batch:
                 look.follow(chain.follow(sequence, raw))
-        while loop.time() < started + (LISTEN_S if look.heard else SILENCE_S):
-            await asyncio.sleep(0.1)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SILENCE_S):
+                await look.somebody.wait()
+        await asyncio.sleep(max(0.0, started + LISTEN_S - loop.time()))
     finally:
         await client.close()
     look.now = loop.time()

@@ -27,17 +27,22 @@ Vector = NDArray[np.float32]
 ABSURD = 1e12
 """No parameter of a model that trains changes by so much in a round; whoever says so is refused."""
 
+MAX_SHARE = 32.0
+"""A residual that goes up with our share is divided by that share, by no less than one in so many: the next
+share may be far larger, and must not make much of what is only an error of rounding."""
+
 
 @dataclass(frozen=True)
 class Carry:
     """What a new shared state does to a model in training: θ ← theta + (θ − origin), or θ ← theta.
 
     ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
-    that included our contribution, the old shared state for the others.
+    that included our contribution, the old shared state for the others. ``included`` says whether there were any.
     """
 
     theta: Vector
     origin: Vector | None
+    included: bool = False
 
 
 @dataclass
@@ -71,7 +76,7 @@ class DataPlane:
         self._up = ErrorFeedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
         self._cut: _Cut | None = None
-        self._results: dict[str, tuple[int, Vector]] = {}
+        self._results: dict[tuple[int, str], Vector] = {}
 
     @property
     def digest(self) -> str:
@@ -81,13 +86,13 @@ class DataPlane:
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
         """Take the model's parameters ``local`` [n] as this round's contribution and encode it.
 
-        Returns False, with nothing kept, when it holds NaN or infinity.
+        Returns False, with nothing kept, when it holds NaN or infinity, or is absurd.
         """
-        total = self._up.add(np.subtract(self.theta, local))
-        try:
-            encoded = [self.codec.encode(total[bounds]) for bounds in self._bounds]
-        except CorruptData:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = self._up.add(np.subtract(self.theta, local))
+        if not all(_sound(total[bounds]) for bounds in self._bounds):
             return False
+        encoded = [self.codec.encode(total[bounds]) for bounds in self._bounds]
         self._cut = _Cut((round_, attempt), local, total, encoded)
         return True
 
@@ -121,7 +126,7 @@ class DataPlane:
         total = feedback.add(weighted_mean(values, [weight for _, weight in kept]))
         raw = self.codec.encode(total)
         info = PartInfo(part, digest(raw), len(raw), tuple(kept))
-        self._results[info.digest] = (part, total)
+        self._results[part, info.digest] = total
         return raw, info, tuple(refused)
 
     def apply(self, commit: Commit, raws: Sequence[bytes], index: int | None) -> Carry:
@@ -132,10 +137,11 @@ class DataPlane:
         """
         decoded = [self._decoded_result(raw, part) for part, raw in enumerate(raws)]
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
-        origin = self.theta.copy()
+        origin, any_included = self.theta.copy(), False
         for info, bounds in zip(commit.parts, self._bounds, strict=True):
             included = cut is not None and index in dict(info.contributors)
             if cut is not None and included:
+                any_included = True
                 origin[bounds] = cut.local[bounds]
                 sent = self.codec.decode(cut.encoded[info.part], self._size(info.part))
                 self._up.residual[bounds] = cut.total[bounds] - sent
@@ -144,17 +150,17 @@ class DataPlane:
         self.round = commit.round
         self._cut = None
         self._results.clear()
-        return Carry(self.theta.copy(), origin)
+        return Carry(self.theta.copy(), origin, any_included)
 
     def _settle_down(self, info: PartInfo, decoded: Vector, index: int | None, bounds: slice) -> None:
         """Our result counted: keep what it lost. Another's did: our old residual goes up with our share."""
-        ours = self._results.get(info.digest)
+        ours = self._results.get((info.part, info.digest))
         if ours is not None:
-            self._down[info.part].settle(ours[1], decoded)
+            self._down[info.part].settle(ours, decoded)
             return
         weight = dict(info.contributors).get(index) if index is not None else None
         if weight is not None and info.part in self._down:
-            share = np.float32(info.weight / weight)
+            share = np.float32(min(info.weight / weight, MAX_SHARE))
             self._up.residual[bounds] += share * self._down.pop(info.part).residual
 
     def load(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
@@ -172,7 +178,7 @@ class DataPlane:
             value = self.codec.decode(raw, n)
         except CorruptData:
             return None
-        return value if float(np.abs(value).max(initial=0)) < ABSURD else None
+        return value if _sound(value) else None
 
     def _decoded_result(self, raw: bytes, part: int) -> Vector:
         value = self._decoded(raw, self._size(part))
@@ -181,6 +187,10 @@ class DataPlane:
     def _size(self, part: int) -> int:
         bounds = self._bounds[part]
         return int(bounds.stop - bounds.start)
+
+
+def _sound(values: Vector) -> bool:
+    return float(np.abs(values).max(initial=0)) < ABSURD  # never so for NaN
 
 
 def part_bounds(n: int, parts: int) -> list[slice]:

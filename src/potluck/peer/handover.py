@@ -6,6 +6,7 @@ leaves its progress, and each takes what it finds.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class Handover:
                 self._in_flight = 0.0
             else:
                 self._carries.append(carry)
-            if included:
+            if included or carry.included:
                 self._in_flight = 0.0
 
     def request(self, request: CutRequest) -> None:
@@ -141,4 +142,4 @@ class Handover:
 
 
 def _mean(old: float, new: float) -> float:
-    return new if old == 0 else old + EMA * (new - old)
+    return old + EMA * (new - old) if old and math.isfinite(old) else new

@@ -46,7 +46,7 @@ LEAVE_S = 3.0
 LINGER_S = 10.0
 """How long a peer stays after the run's end for those who lack its last parts, in seconds."""
 
-GENESIS_S = 30.0
+GENESIS_S = 120.0
 """How long a joiner waits for a run that has not begun, in seconds."""
 
 

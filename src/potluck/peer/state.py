@@ -85,11 +85,17 @@ class PeerState:
     def reduce(
         self, round_: int, attempt: int, part: int, contributors: Sequence[int]
     ) -> tuple[PartInfo | None, tuple[int, ...]]:
-        """Reduce a part and store the result; returns it and the members refused."""
+        """Reduce a part and store the result; returns it and the members refused.
+
+        Contributions are kept until the round is decided, so a reduction that fails can be repeated.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
         assert self.plane is not None, "only a peer with a state is a member"
         gathered = []
         for index in contributors:
-            found = self._inbox.pop((round_, attempt, part, index), None)
+            found = self._inbox.get((round_, attempt, part, index))
             if found is None and self._member == (round_, attempt, index):
                 found = self.contribution(round_, attempt, part)
             if found is not None:
@@ -99,9 +105,10 @@ class PeerState:
             self.store.put(raw)
         return info, refused
 
-    def forget_round(self) -> None:
-        """The round in flight is decided: contributions that were not used are not needed any more."""
-        self._inbox.clear()
+    def _decided(self, round_: int) -> None:
+        """Contributions up to this round are not needed any more."""
+        for key in [key for key in self._inbox if key[0] <= round_]:
+            del self._inbox[key]
 
     # -- the state -------------------------------------------------------------------------------
 
@@ -123,6 +130,7 @@ class PeerState:
             raise Missing(lacking)
         ours = self._member is not None and self._member[:2] == (commit.round, commit.attempt)
         index = self._member[2] if ours and self._member is not None else None
+        self._decided(commit.round)
         return self.plane.apply(commit, raws, index)
 
     def begin(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
@@ -138,6 +146,7 @@ class PeerState:
         Raises:
             Missing: some of its chunks are not here.
             CorruptData: it is not the state it says it is.
+            StoreError: the disk refuses.
         """
         files = {}
         for blob in snapshot.files:
@@ -147,7 +156,10 @@ class PeerState:
             try:
                 files[blob.name] = read_blob(self.store, blob)
             except StoreError as error:
-                raise Missing(d for d in blob.chunks if not self.store.has(d)) from error
+                damaged = [d for d in blob.chunks if not self.store.has(d)]
+                if not damaged:
+                    raise
+                raise Missing(damaged) from error
         theta, momentum = load_snapshot(self.tensors, files)
         found = state_digest(snapshot.round, theta, momentum)
         if found != snapshot.state:
@@ -155,6 +167,7 @@ class PeerState:
                 f"the snapshot of round {snapshot.round} has state {found[:12]}, its record says "
                 f"{snapshot.state[:12]}: its writers and the ledger disagree; report this run"
             )
+        self._decided(snapshot.round)
         return self.begin(theta, momentum, snapshot.round)
 
     def write_snapshot(self) -> Snapshot:

@@ -52,6 +52,9 @@ class PeerCore:
         self._trains = trains
         self._every = snapshot_every
         self._own: dict[int, tuple[str, Snapshot]] = {}
+        self._named: set[str] = set()
+        self._news = False
+        self._sweep = False
         self._parts_from = 0
         self._beat = 0
         self._caught_up = False
@@ -80,6 +83,7 @@ class PeerCore:
             self._note(f"round {body.round}: {body.reason}")
         elif isinstance(body, Commit):
             self.exchange = None
+            self._named.update(info.digest for info in body.parts)
             self._times = Times(now, now)
             self._note(f"round {body.round} committed: {body.reason}")
         elif isinstance(body, Snapshot):
@@ -93,6 +97,7 @@ class PeerCore:
         self._times = Times(self._times.committed, now)
         self._note(f"round {body.round} opened: {body.reason}")
         self.exchange = Exchange(self.view.open, self.me, now)
+        self._news |= self.exchange.index is not None
         at_base = self.catchup.round == body.round - 1
         if at_base and self.catchup.state != body.base:
             self._note(
@@ -109,6 +114,16 @@ class PeerCore:
         oldest = min(self.view.snapshots)
         self._parts_from = max(self._parts_from, oldest + 1)
         self._own = {r: own for r, own in self._own.items() if r >= oldest}
+        self._named.update(d for d, _ in chunks(body.files))
+        self._sweep = True
+        self._note(f"snapshot of round {body.round} recorded: {body.reason}")
+
+    def _drop(self) -> Drop:
+        """What nobody will ask for any more, now that a newer snapshot is recorded.
+
+        A peer that comes back reads history first, and its disk has content that only later records name. So
+        until an open names this life, only what the records so far named and were done with is dropped.
+        """
         keep = {d for snapshot in self.view.snapshots.values() for d, _ in chunks(snapshot.files)}
         keep |= {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
         keep |= {info.digest for commit in self.view.commits.values() for info in commit.parts}
@@ -116,10 +131,11 @@ class PeerCore:
             keep |= {info.digest for info in self.exchange.held}
         if self.view.genesis is not None:
             keep |= {d for d, _ in chunks(self.view.genesis.assets)}
-        dropped = frozenset(self.catchup.have - keep)
-        self.catchup.have -= dropped
-        self._queue.append(Drop(dropped))
-        self._note(f"snapshot of round {body.round} recorded: {body.reason}")
+        have = self.catchup.have
+        dropped = frozenset((have if self._news else have & self._named) - keep)
+        have -= dropped
+        self._named &= keep
+        return Drop(dropped)
 
     def appended(self, ok: bool, reason: str) -> None:
         """An append was answered. Either way the next record to follow tells what became of it."""
@@ -144,7 +160,7 @@ class PeerCore:
             round=self.catchup.round,
             state=self.catchup.state,
             attempt=exchange.attempt if exchange else 0,
-            held=exchange.held if exchange else self._held_of_next(),
+            held=self._held(),
             snapshots=self._snapshots_held(),
             parts_from=self._parts_from,
             activity=self.activity[:2000],
@@ -152,11 +168,12 @@ class PeerCore:
         self.swarm.hear(progress, now)
         return progress
 
-    def _held_of_next(self) -> tuple[PartInfo, ...]:
-        """Parts of the next round to apply that are here: what one peer lacks, another may hold."""
+    def _held(self) -> tuple[PartInfo, ...]:
+        """Results of the open round; before it is reached, of the next one: what one lacks, another holds."""
         commit = self.view.commits.get(self.catchup.round + 1)
-        parts = commit.parts if commit is not None else ()
-        return tuple(info for info in parts if info.digest in self.catchup.have)
+        if commit is not None:
+            return tuple(info for info in commit.parts if info.digest in self.catchup.have)
+        return self.exchange.held if self.exchange is not None else ()
 
     @property
     def phase(self) -> Phase:
@@ -292,6 +309,9 @@ class PeerCore:
             self._caught_up = True
             self._note(f"caught up with round {self.catchup.round}")
             self._queue.append(Announce())
+        if self._sweep and self.catchup.round == self.view.round:
+            self._sweep = False
+            self._queue.append(self._drop())
         if self.exchange is not None:
             effects += self.exchange.poll(self.swarm, now)
         effects += self._govern(now)

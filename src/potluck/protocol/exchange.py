@@ -37,6 +37,7 @@ class Errand:
     flying: bool = False
     done: bool = False
     retry_at: float = 0.0
+    tries: int = 0
 
     def due(self, now: float) -> bool:
         return not self.flying and not self.done and now >= self.retry_at
@@ -52,7 +53,6 @@ class Part:
     reduced: bool = False
     due_since: float = 0.0
     results: dict[str, PartInfo] = field(default_factory=dict)
-    seen_at: dict[str, float] = field(default_factory=dict)
 
 
 class Exchange:
@@ -232,20 +232,24 @@ class Exchange:
         return effects
 
     def _fetch(self, swarm: Swarm, now: float) -> list[Effect]:
-        """A member fetches what others hold and no push brought."""
-        effects: list[Effect] = []
+        """A member fetches what others hold and no push brought; after a failure from the next holder."""
         if self.index is None:
-            return effects
+            return []
+        offers: dict[str, list[tuple[PartInfo, str]]] = {}
         for progress in self._speaking(swarm, now):
             for info in progress.held:
-                state = self._parts[info.part] if info.part < len(self._parts) else None
-                if state is None or info.digest in state.results or progress.peer == self.me.peer:
-                    continue
-                seen = state.seen_at.setdefault(info.digest, now)
-                errand = self._fetches.setdefault(info.digest, Errand())
-                if now >= seen + PUSH_S and errand.due(now):
-                    errand.flying = True
-                    effects.append(Fetch(info.digest, info.size, progress.peer))
+                if info.part < len(self._parts) and info.digest not in self._parts[info.part].results:
+                    offers.setdefault(info.digest, []).append((info, progress.peer))
+        effects: list[Effect] = []
+        for digest, held in offers.items():
+            errand = self._fetches.setdefault(digest, Errand(retry_at=now + PUSH_S))
+            if errand.done:  # the same bytes came as the result of another part
+                for info, _ in held:
+                    self.result(info)
+            elif errand.due(now):
+                info, source = held[errand.tries % len(held)]
+                errand.flying, errand.tries = True, errand.tries + 1
+                effects.append(Fetch(digest, info.size, source))
         return effects
 
     def _speaking(self, swarm: Swarm, now: float) -> list[Progress]:

@@ -234,15 +234,17 @@ def _reopen(view: RunView, swarm: Swarm, rules: Rules, now: float, why: str, exc
 
 
 def _least_stuck(open_: OpenRound, ready: Sequence[Progress]) -> list[Progress]:
-    """Peers that got furthest in the stuck attempt; if all got equally far, the longer present half.
+    """Peers that got furthest in the stuck attempt; if those are no fewer than its members, half as many.
 
-    Members that can't reach each other would block every attempt; halving ends with one that can go alone.
+    Members that can't reach each other would block every attempt; halving ends with one that can go alone,
+    and it is another one's turn with each attempt.
     """
     held = {p.peer: len({i.part for i in p.held}) if _sees(p, open_) else 0 for p in ready}
     furthest = [p for p in ready if held[p.peer] == max(held.values())]
-    if len(furthest) == len(ready) and len(ready) >= len(open_.members):
-        return furthest[: (len(furthest) + 1) // 2]
-    return furthest
+    if len(furthest) < len(open_.members):
+        return furthest
+    turn = open_.attempt % len(furthest)
+    return (furthest[turn:] + furthest[:turn])[: (len(open_.members) + 1) // 2]
 
 
 def _names(peers: Sequence[Progress]) -> str:

@@ -69,6 +69,7 @@ class Outcome:
     joins: int = 0
     tokens: int = 0
     events: int = 0
+    longest_s: float = 0.0
     notes: list[tuple[float, str, str]] = field(default_factory=list)
 
 
@@ -98,6 +99,7 @@ class Simulation:
         self._commit_seen = 0.0
         self._calm = False
         self._announced: dict[str, set[str]] = {}
+        self.deciding: set[str] = set()
 
     # -- time and messages -----------------------------------------------------------------------
 
@@ -182,13 +184,16 @@ class Simulation:
     def _spare(self, victim: SimPeer, others: list[SimPeer]) -> bool:
         """Invariant 4 speaks of content as long as one holder lives: the last holder is not crashed.
 
-        Content that two peers announced may be committed any moment, so it counts as well.
+        Content that two peers announced may be committed any moment, so it counts as well; so does what
+        the only member left announced, and what a steward is about to commit.
         """
         rest: set[str] = set().union(*(p.store.digests() for p in others))
         needed = victim.core.catchup.have & victim.store.digests()
         view = max(self.living(), key=lambda p: p.core.view.sequence).core.view
         wanted = {i.digest for c in view.commits.values() for i in c.parts}
-        wanted |= {d for d, peers in self._announced.items() if len(peers) > 1}
+        members = {p.me for p in others if not p.paused} & set(view.open.members if view.open else ())
+        wanted |= {d for d, peers in self._announced.items() if len(peers) > 1 or not members}
+        wanted |= self.deciding
         wanted |= {d for s in view.snapshots.values() for b in s.files for d in b.chunks}
         if view.open is not None and view.open.index(victim.me) is not None and len(others) < 2:
             return False
@@ -206,7 +211,7 @@ class Simulation:
             (world.partitions, self._some_partition),
             (world.hub_outages, self._some_outage),
             (world.torn, self._some_torn_file),
-            (world.divergences, lambda: self.random.choice(self.living()).diverge()),
+            (world.divergences, self._some_divergence),
         ]
         for rate, action in kinds:
             for _ in range(self._poisson(rate * minutes)):
@@ -253,6 +258,11 @@ class Simulation:
         if damaged:
             victim.store.keep_only(victim.store.digests() - {self.random.choice(damaged)})
 
+    def _some_divergence(self) -> None:
+        """A model becomes NaN; one that trains alone would only hold its own round up."""
+        if len(self.peers) > 1:
+            self.random.choice(self.living()).diverge()
+
     # -- invariants ------------------------------------------------------------------------------
 
     def committed(self, entry: Entry, peer: SimPeer) -> None:
@@ -270,7 +280,9 @@ class Simulation:
         training = [p for p in self.living() if p.core.phase == "training" and not p.paused]
         if not self.hub_up or not training:
             self._commit_seen = max(self._commit_seen, self.now)
-        elif self.now - self._commit_seen > self.world.bound_s:
+        waited_s = self.now - self._commit_seen
+        self.outcome.longest_s = max(self.outcome.longest_s, waited_s)
+        if waited_s > self.world.bound_s:
             reasons = "; ".join(f"{p.name}: {p.core.activity}" for p in self.living())
             self.fail(f"no commit for {self.world.bound_s:.0f} s: {reasons}")
         view = max(self.living(), key=lambda p: p.core.view.sequence).core.view

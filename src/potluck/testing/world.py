@@ -172,6 +172,8 @@ class SimPeer:
             self._carries, self._local = [], None
             self._tokens = self._in_flight = 0.0
             self.sim.referee.begins(self.me)
+        elif carry.included:
+            self._in_flight = 0.0
         self._carries.append(carry)
 
     def diverge(self) -> None:
@@ -254,6 +256,8 @@ class SimPeer:
                 self.sim.outcome.notes.append((self.sim.now, self.name, effect.text))
 
     def _append(self, effect: Append) -> None:
+        if isinstance(effect.body, Commit):
+            self.sim.deciding.update(info.digest for info in effect.body.parts)
         raw = self._chain.next(self.me.peer, effect.body)
         after = self._chain.sequence
 
@@ -287,19 +291,11 @@ class SimPeer:
         plane = self._state.plane
         if isinstance(effect, Apply):
             self.sim.referee.applied(self.me, self.name, effect.commit, plane.digest)
-            if self._included(effect.commit):
-                self._in_flight = 0.0
         else:
             self.sim.referee.state(self.name, plane.round, plane.digest)
         self._take(carry)
         self.core.applied(plane.round, plane.digest, loaded=isinstance(effect, LoadSnapshot))
         self.poll()
-
-    def _included(self, commit: Commit) -> bool:
-        """Whether our tokens are in; if not, they count towards the next cut."""
-        members = self.core.view.members.get(commit.round, ())
-        index = members.index(self.me) if self.me in members else None
-        return any(index in dict(info.contributors) for info in commit.parts)
 
     def _write_snapshot(self, effect: WriteSnapshot) -> None:
         assert self._state is not None

@@ -1,0 +1,167 @@
+"""``potluck`` as people use it: real processes on one machine, each with a data directory of its own."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import potluck  # noqa: E402
+from potluck.app import export as exporting  # noqa: E402
+from potluck.optim.state import state_digest  # noqa: E402
+
+from . import shells as command  # noqa: E402
+from .shells import LEAVE_S, LISTEN, START_S, Shells, end_hubs, summary, write_recipe  # noqa: E402
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(170)]
+
+
+def test_either_may_leave_and_the_other_goes_on(shells: Shells, tmp_path: Path):
+    anna = shells.peer("anna", "host", str(write_recipe(tmp_path)))
+    invite = anna.wait("invite")["invite"]
+    assert anna.wait("next")["command"] == f"potluck join {invite}"
+    bert = shells.peer("bert", "join", invite)
+    carl = shells.peer("carl", "join", invite)
+    for peer in (bert, carl):
+        peer.wait("joined")
+        peer.wait("round", peers=3)
+
+    seen = summary(command.potluck("status", invite, "--json"))
+    assert {p["name"] for p in seen["peers"]} == {"anna", "bert", "carl"}
+    assert {p["phase"] for p in seen["peers"]} == {"training"}
+    assert seen["round"] >= 1
+    assert seen["tokens"] >= 8_000
+    assert seen["waiting"]
+    assert any(e["record"] == "commit" and "held by" in e["reason"] for e in seen["events"])
+    assert all("address" not in key for p in seen["peers"] for key in p)
+
+    bert.signal(signal.SIGINT)
+    assert bert.ended() == 130
+    assert bert.wait("summary")["next"] == f"potluck join {invite}"
+    anna.wait("peer-gone", containing="bert")
+    anna.wait("round", peers=2)
+
+    anna.signal(signal.SIGINT)
+    assert anna.ended() == 130
+    last = anna.wait("summary")["round"]
+    carl.wait("peer-gone", containing="anna")
+    carl.wait("round", round=last + 2)
+
+    left = command.potluck("leave", "--directory", str(shells.home("carl")), "--json")
+    assert (left.exit_code, summary(left)["left"]) == (0, 1)
+    assert carl.ended(0.5) == 143
+    assert not list(shells.home("carl").glob("processes/*"))
+
+
+def test_a_run_that_reaches_its_end_and_what_is_left_of_it(
+    shells: Shells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    anna = shells.peer("anna", "host", str(write_recipe(tmp_path, rounds=7)))
+    invite = anna.wait("invite")["invite"]
+    bert = shells.peer("bert", "join", invite)
+    follower = shells.peer("follower", "join", invite, "--follow")
+    ends = {}
+    for peer in (anna, bert, follower):
+        end = ends[peer] = peer.wait("summary", START_S)
+        assert end["over"] == "round 7 committed, the last one asked for"
+        assert peer.ended(START_S) == end["code"] == 0
+    assert len({end["state"] for end in ends.values()}) == 1
+    assert ends[anna]["round"] == 7
+    assert ends[anna]["loss"] < anna.said[[e["event"] for e in anna.said].index("round")]["loss"]
+
+    # Everybody has gone and the hub is down: what this machine kept is enough.
+    end_hubs(tmp_path)
+    gone = command.potluck("status", invite)
+    assert gone.exit_code == 1
+    assert "is away" in gone.stderr
+    assert len(gone.stderr.splitlines()) == 1
+    model = tmp_path / "model"
+    options = ("--directory", str(shells.home("anna")), "--listen", LISTEN)
+    export = shells.open("export", invite, str(model), *options)
+    export.wait("note", containing="it is started again")
+    written = export.wait("summary")
+    assert export.ended() == 0
+    assert written["state"] == ends[anna]["state"]
+    assert "from transformers import" in written["next"]
+    assert "is over" in summary(command.potluck("status", invite, "--json"))["waiting"]
+    check_model(model, ends[anna]["state"])
+
+    # A machine that was no part of it has nothing to write from, and says so.
+    elsewhere = ["--directory", str(shells.home("elsewhere")), "--listen", LISTEN]
+    monkeypatch.setattr(exporting, "ALONE_S", 2.0)
+    lost = command.potluck("export", invite, str(tmp_path / "other"), *elsewhere)
+    assert lost.exit_code == 1
+    assert "nobody who is there has the state of this run" in lost.stderr
+
+
+def check_model(directory: Path, state: str) -> None:
+    """The exported model is the run's, and transformers reads it and writes with it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
+    assert state_digest(7, theta, np.zeros_like(theta)) == state
+    ids = tokenizer("The 7th cat", return_tensors="pt").input_ids
+    written = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert tokenizer.decode(written[0]).startswith("The 7th cat")
+    assert written.shape[1] > ids.shape[1]
+
+
+def test_training_goes_on_without_the_hub_and_commits_again_with_it(shells: Shells, tmp_path: Path):
+    place = ("--directory", str(tmp_path / "hub"), "--listen", LISTEN)
+    hub = shells.open("hub", *place)
+    first, invite = hub.wait("hub"), hub.wait("invite")["invite"]
+    recipe = str(write_recipe(tmp_path))
+    anna = shells.peer("anna", "host", recipe, "--hub", invite)
+    anna.wait("joined")
+    bert = shells.peer("bert", "join", invite)
+    bert.wait("round", peers=2)
+
+    hub.signal(signal.SIGKILL)
+    assert hub.ended() == -signal.SIGKILL
+    for peer in (anna, bert):
+        peer.wait("note", containing="training goes on, rounds wait")
+    last = max(event["round"] for event in bert.said if event["event"] == "round")
+
+    again = shells.open("hub", *place)
+    assert again.wait("hub")["run"] == first["run"]
+    for peer in (anna, bert):
+        peer.wait("note", containing="the hub is back")
+        peer.wait("round", peers=2, round=last + 2)
+
+    # The hub's own invites, old and new, let others in; and it ends in good order.
+    new = again.wait("invite")["invite"]
+    assert {p["name"] for p in summary(command.potluck("status", new, "--json"))["peers"]} == {"anna", "bert"}
+    again.signal(signal.SIGTERM)
+    assert again.ended() == 143
+    assert "potluck hub --directory" in again.wait("summary")["next"]
+    asked = anna.signal(signal.SIGTERM)
+    assert anna.ended() == 143
+    assert time.monotonic() - asked < LEAVE_S
+
+
+def test_a_run_of_own_code_is_joined_in_python(shells: Shells, tmp_path: Path):
+    hub = shells.open("hub", "--directory", str(tmp_path / "hub"), "--listen", LISTEN)
+    invite = hub.wait("invite")["invite"]
+    assert "not begun" in command.potluck("status", invite).stdout
+    recipe = potluck.Recipe(name="own", rounds=potluck.Rounds(parts=1))
+    model = torch.nn.Linear(3, 1)
+    with potluck.host(recipe, model, directory=tmp_path / "anna", listen=LISTEN, hub=invite, name="anna"):
+        options = ["--directory", str(tmp_path / "bert"), "--listen", LISTEN]
+        for words in (["join", invite], ["export", invite, str(tmp_path / "model")]):
+            refused = command.potluck(*words, *options)
+            assert refused.exit_code == 2, refused.output
+            assert "potluck.join(invite, model" in refused.stderr
+        begun = command.potluck("host", "--hub", invite, str(write_recipe(tmp_path)), *options, "--json")
+        assert begun.exit_code == 2
+        assert "has begun already" in summary(begun)["text"]
+        screen = command.potluck("status", invite, "--plain").stdout
+        assert "anna" in screen
+        assert f"potluck join {invite}" in screen.splitlines()[-1]

@@ -1,0 +1,117 @@
+"""Short ways to say what the ledger holds and what peers announce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from potluck.protocol.swarm import Swarm
+from potluck.protocol.view import RunView
+from potluck.wire.codec import WIRE, digest
+from potluck.wire.messages import Progress
+from potluck.wire.records import (
+    Blob,
+    Body,
+    Chain,
+    Commit,
+    Entry,
+    Genesis,
+    Member,
+    Open,
+    PartInfo,
+    Reassign,
+    Snapshot,
+)
+
+BASE = digest(b"state")
+
+
+def peer_id(n: int) -> str:
+    return f"{n:064x}"
+
+
+def member(n: int, session: str = "s") -> Member:
+    return Member(peer_id(n), session)
+
+
+def says(n: int, **more: Any) -> Progress:
+    """What peer n announces: in training after round 0, unless told otherwise."""
+    settings: dict[str, Any] = {
+        "peer": peer_id(n),
+        "session": "s",
+        "name": f"peer{n}",
+        "since": n,
+        "phase": "training",
+        "round": 0,
+        "state": BASE,
+        "tokens": 100.0,
+    }
+    return Progress(**(settings | more))
+
+
+def heard(*announcements: Progress, at: float = 0.0) -> Swarm:
+    swarm = Swarm()
+    for progress in announcements:
+        assert swarm.hear(progress, at)
+    return swarm
+
+
+def genesis(parts: int = 2, wire: int = WIRE, assets: tuple[Blob, ...] = ()) -> Genesis:
+    return Genesis("run", wire, "", (), parts, BASE, assets)
+
+
+def opened(
+    round_: int = 1,
+    members: Sequence[int] = (1, 2),
+    reducers: Sequence[int] = (0, 1),
+    *,
+    attempt: int = 0,
+    base: str = BASE,
+    grace_s: float = 4.0,
+) -> Open:
+    everyone = tuple(member(n) for n in members)
+    return Open(round_, attempt, everyone, tuple(reducers), base, grace_s, "tokens done")
+
+
+def moved(*moves: tuple[int, int], round_: int = 1, attempt: int = 0) -> Reassign:
+    return Reassign(round_, attempt, moves, "somebody died")
+
+
+def result(part: int, *contributors: tuple[int, float], label: str = "") -> PartInfo:
+    """A part's result; ``label`` tells results of one part apart."""
+    named = contributors or ((0, 60.0), (1, 40.0))
+    return PartInfo(part, digest(f"{part}/{label}".encode()), 8, tuple(named))
+
+
+def committed(round_: int = 1, *parts: PartInfo, attempt: int = 0, tokens: int = 100) -> Commit:
+    named = parts or (result(0, label=str(round_)), result(1, label=str(round_)))
+    return Commit(round_, attempt, tuple(named), tokens, None, "all parts held")
+
+
+def blob(name: str = "model", chunks: int = 2) -> Blob:
+    """A file in chunks of 4 bytes, the last one of 3."""
+    names = tuple(digest(f"{name}/{i}".encode()) for i in range(chunks))
+    return Blob(name, 4 * chunks - 1, 4, names)
+
+
+def snapshot(round_: int, *files: Blob, state: str = BASE) -> Snapshot:
+    return Snapshot(round_, state, files or (blob(f"model{round_}"),), "two peers wrote it")
+
+
+class Ledger:
+    """Entries of a ledger, as a peer would follow them."""
+
+    def __init__(self) -> None:
+        self._chain = Chain()
+
+    def add(self, body: Body, author: int = 1) -> Entry:
+        raw = self._chain.next(peer_id(author), body)
+        return self._chain.follow(self._chain.sequence + 1, raw)
+
+
+def view_of(*bodies: Body) -> RunView:
+    """The run after some records, all of which must stand."""
+    ledger, view = Ledger(), RunView()
+    for body in bodies:
+        assert view.follow(ledger.add(body)) is None
+    return view

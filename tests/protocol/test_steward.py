@@ -1,0 +1,411 @@
+"""The steward's decisions, each with the words that users read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from potluck.protocol.steward import (
+    PATIENT_S,
+    SETTLE_S,
+    Decision,
+    Rules,
+    Times,
+    agree_on_snapshot,
+    decide,
+)
+from potluck.protocol.swarm import EXPIRY_S, Swarm
+from potluck.protocol.view import MAX_WEIGHT, RunView
+from potluck.wire.codec import decode
+from potluck.wire.messages import Progress
+from potluck.wire.records import (
+    Body,
+    Chain,
+    Commit,
+    Entry,
+    Finish,
+    Open,
+    PartInfo,
+    Reassign,
+    Record,
+    Snapshot,
+    manifest,
+)
+
+from .support import (
+    BASE,
+    committed,
+    genesis,
+    heard,
+    member,
+    moved,
+    opened,
+    peer_id,
+    result,
+    says,
+    snapshot,
+    view_of,
+)
+
+RULES = Rules(round_tokens=200, grace_s=3.0, end_tokens=0, end_rounds=0, round_bytes=1000)
+START = Times(committed=0.0, opened=0.0)
+R0, R1 = result(0), result(1)
+
+
+def decided(
+    view: RunView, swarm: Swarm, now: float = 1.0, rules: Rules = RULES, times: Times = START
+) -> Decision:
+    decision = decide(view, swarm, rules, times, now)
+    if decision.body is not None:
+        # Whatever is decided can be written, read, and stands where it is written.
+        record: Record = decode(Chain().next("0" * 64, decision.body), Record)
+        assert record.body == decision.body
+        assert len(decision.body.reason) <= 2000
+    return decision
+
+
+def holding(n: int, *infos: PartInfo, **more: Any) -> Progress:
+    return says(n, held=infos, **more)
+
+
+# -- begin -------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_decided_before_the_first_record_and_after_the_last() -> None:
+    swarm = heard(says(1, tokens=1e9))
+    assert decided(RunView(), swarm) == Decision(None, "waiting for the run's first record")
+    over = view_of(genesis(), Finish(0, "enough tokens"))
+    assert decided(over, swarm) == Decision(None, "the run is over: enough tokens")
+
+
+def test_a_round_opens_when_the_swarm_has_done_its_tokens() -> None:
+    view = view_of(genesis())
+    few = decided(view, heard(says(1), says(2, tokens=99.0)))
+    assert few == Decision(None, "199 of 200 tokens done by 2 of 2 peers")
+    opens = decided(view, heard(says(2), says(1), says(3, phase="following"), says(4, phase="joining")))
+    assert opens.reason == "200 of 200 tokens done by peer1, peer2"
+    assert opens.body == Open(1, 0, (member(1), member(2)), (0, 1), BASE, 3.0, opens.reason)
+
+
+def test_the_names_of_a_large_swarm_are_counted_instead() -> None:
+    opens = decided(view_of(genesis()), heard(*(says(n, tokens=50.0) for n in range(1, 8))))
+    assert opens.reason == "350 of 200 tokens done by 7 peers"
+
+
+def test_who_is_behind_drifted_or_has_done_nothing_is_no_member() -> None:
+    view = view_of(genesis(), opened(), committed())
+    swarm = heard(
+        says(1, round=1, tokens=300),
+        says(2, round=1, state="f" * 64, tokens=300),
+        says(3, round=1, tokens=0),
+        says(4, round=0, tokens=300),
+        says(5, round=1, phase="leaving", tokens=300),
+    )
+    opens = decided(view, swarm, now=SETTLE_S)
+    assert isinstance(opens.body, Open)
+    assert opens.body.members == (member(1),)
+
+
+def test_the_next_round_waits_a_little_for_peers_that_still_apply_the_last_one() -> None:
+    view = view_of(genesis(), opened(), committed())
+    swarm = heard(says(1, round=1, tokens=300), says(2, round=0))
+    waits = decided(view, swarm, now=SETTLE_S - 0.1)
+    assert waits == Decision(None, "peer2 still applying round 1")
+    assert isinstance(decided(view, swarm, now=SETTLE_S).body, Open)
+
+
+@pytest.mark.parametrize(
+    "swarm",
+    [heard(), heard(says(1, phase="following")), heard(says(1, phase="joining")), heard(says(1, state=""))],
+)
+def test_without_a_peer_that_trains_nothing_opens(swarm: Swarm) -> None:
+    assert decided(view_of(genesis()), swarm) == Decision(None, "waiting for a peer that trains")
+
+
+def test_parts_stay_with_their_reducers() -> None:
+    view = view_of(genesis(), opened(reducers=(1, 0)), committed())
+    opens = decided(view, heard(says(1, round=1), says(2, round=1)))
+    assert isinstance(opens.body, Open)
+    assert opens.body.reducers == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "grace_s"),
+    [
+        ({}, 3.0),
+        ({"step_s": 0.5}, 4.0),
+        ({"uplink": 1000.0}, 5.0),
+        ({"step_s": 1.0, "uplink": 1000.0}, 7.0),
+        ({"step_s": 1e9}, 3.0 + PATIENT_S),
+        ({"step_s": math.inf}, 3.0 + PATIENT_S),
+        ({"step_s": math.nan}, 3.0),
+        ({"step_s": -5.0}, 3.0),
+        ({"uplink": 1e-300}, 3.0 + PATIENT_S),
+        ({"uplink": math.nan}, 3.0),
+    ],
+)
+def test_grace_follows_steps_and_links_within_bounds(more: dict[str, float], grace_s: float) -> None:
+    opens = decided(view_of(genesis()), heard(says(1), says(2, **more)))
+    assert isinstance(opens.body, Open)
+    assert opens.body.grace_s == grace_s
+    assert view_of(genesis(), opens.body).open is not None
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        (Rules(200, 3.0, 100, 0, 1000), "100 tokens trained, 100 were asked for"),
+        (Rules(200, 3.0, 0, 1, 1000), "round 1 committed, the last one asked for"),
+    ],
+)
+def test_the_run_ends_at_its_goal(rules: Rules, reason: str) -> None:
+    swarm = heard(says(1, round=1, tokens=1e6))
+    ends = decided(view_of(genesis(), opened(), committed()), swarm, rules=rules)
+    assert ends == Decision(Finish(1, reason), reason)
+    assert not isinstance(decided(view_of(genesis()), swarm, rules=rules).body, Finish)
+
+
+# -- commit ------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_committed_once_two_members_hold_every_part() -> None:
+    view = view_of(genesis(), opened())
+    one = decided(view, heard(holding(1, R0, R1), holding(2, R0)))
+    assert one == Decision(None, "round 1: 1 of 2 parts not yet held by 2; reduced by peer2")
+    both = decided(view, heard(holding(1, R0, R1), holding(2, R1, R0)))
+    assert both.reason == "all 2 parts held by two members"
+    assert both.body == Commit(1, 0, (R0, R1), 100, None, both.reason)
+    assert view.follow(_entry(view, both)) is None
+
+
+def test_the_only_member_left_commits_alone() -> None:
+    view = view_of(genesis(), opened())
+    swarm = heard(holding(1, R0, R1))
+    commits = decided(view, swarm)
+    assert isinstance(commits.body, Commit)
+    assert commits.reason == "all 2 parts held by the only member left"
+
+
+def test_a_commit_says_who_is_not_in_it_and_why() -> None:
+    lone = tuple(result(p, (0, 60.0)) for p in range(2))
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    swarm = heard(holding(1, *lone), holding(2, *lone))
+    commits = decided(view, swarm)
+    peer3 = peer_id(3)[:8]
+    assert commits.reason == f"all 2 parts held by two members; without peer2 (late), {peer3} (gone)"
+
+
+def test_a_commit_counts_each_contributor_once_and_weighs_their_losses() -> None:
+    partly = result(1, (0, 60.0))
+    view = view_of(genesis(), opened())
+    swarm = heard(holding(1, R0, partly, loss=2.0), holding(2, R0, partly, loss=3.0))
+    commits = decided(view, swarm)
+    assert isinstance(commits.body, Commit)
+    assert commits.body.tokens == 100
+    assert commits.body.loss == pytest.approx(2.0 * 0.6 + 3.0 * 0.4)
+
+
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf])
+def test_a_loss_that_is_no_number_does_not_count(loss: float | None) -> None:
+    view = view_of(genesis(), opened())
+    swarm = heard(holding(1, R0, R1, loss=loss), holding(2, R0, R1, loss=3.0))
+    commits = decided(view, swarm)
+    assert isinstance(commits.body, Commit)
+    assert commits.body.loss == 3.0
+    none = decided(view, heard(holding(1, R0, R1, loss=loss), holding(2, R0, R1)))
+    assert isinstance(none.body, Commit)
+    assert none.body.loss is None
+
+
+@pytest.mark.parametrize("more", [{"round": 1}, {"attempt": 1}, {"phase": "gone"}])
+def test_what_is_held_of_another_round_or_by_who_left_does_not_count(more: dict[str, Any]) -> None:
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    swarm = heard(holding(1, R0, R1), holding(2, R0, R1, **more), says(3))
+    assert decided(view, swarm).body is None
+    fourth = heard(holding(1, R0, R1), holding(2, R0, R1, **more), says(3), holding(4, R0, R1))
+    assert isinstance(decided(view, fourth).body, Commit), "a witness need not be a member"
+
+
+def test_of_two_results_the_more_held_one_counts_and_the_lower_digest_breaks_a_tie() -> None:
+    view = view_of(genesis(parts=1), opened(members=(1, 2, 3), reducers=(0,)))
+    a, b = sorted((result(0, (0, 60.0), label="a"), result(0, (0, 60.0), label="b")), key=lambda i: i.digest)
+    tie = decided(view, heard(holding(1, a, b), holding(2, b, a), says(3)))
+    assert isinstance(tie.body, Commit)
+    assert tie.body.parts == (a,)
+    more = decided(view, heard(holding(1, a, b), holding(2, b, a), holding(3, b)))
+    assert isinstance(more.body, Commit)
+    assert more.body.parts == (b,)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        result(7),
+        result(0, (5, 1.0)),
+        result(0, (0, math.inf)),
+        result(0, (0, 1.0), (0, 1.0)),
+        PartInfo(0, R0.digest, 8, ()),
+        PartInfo(0, R0.digest, 8, ((0, math.nan),)),
+    ],
+)
+def test_garbage_in_announcements_neither_counts_nor_stops_anybody(bad: PartInfo) -> None:
+    view = view_of(genesis(), opened())
+    alone = decided(view, heard(holding(1, bad), holding(2, bad)))
+    assert alone.reason == "round 1: 2 of 2 parts not yet held by 2; reduced by peer1, peer2"
+    swarm = heard(holding(0, bad, since=0), holding(1, R0, R1), holding(2, R0, R1))
+    commits = decided(view, swarm)
+    assert isinstance(commits.body, Commit)
+    assert commits.body.parts == (R0, R1)
+
+
+def test_one_peer_can_not_hold_a_part_twice() -> None:
+    view = view_of(genesis(), opened())
+    other = replace(R0, contributors=((1, 40.0),))
+    swarm = heard(holding(1, R0, R0, other, R1, R1), says(2))
+    assert decided(view, swarm).reason == ("round 1: 2 of 2 parts not yet held by 2; reduced by peer1, peer2")
+
+
+def test_of_two_descriptions_of_the_same_bytes_the_more_frequent_one_counts() -> None:
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    lie = replace(R0, contributors=((2, 1e6),))
+    swarm = heard(holding(1, lie, R1), holding(2, R0, R1), holding(3, R0, R1))
+    commits = decided(view, swarm)
+    assert isinstance(commits.body, Commit)
+    assert commits.body.parts == (R0, R1)
+
+
+def test_the_tokens_of_a_commit_fit_a_record_whatever_weights_are_claimed() -> None:
+    greedy = tuple(result(p, (0, float(MAX_WEIGHT)), (1, float(MAX_WEIGHT))) for p in range(2))
+    view = view_of(genesis(), opened())
+    commits = decided(view, heard(holding(1, *greedy), holding(2, *greedy)))
+    assert isinstance(commits.body, Commit)
+    assert commits.body.tokens == MAX_WEIGHT
+
+
+# -- mend --------------------------------------------------------------------------------------------
+
+
+def test_a_dead_reducers_parts_go_to_members_that_live() -> None:
+    view = view_of(genesis(parts=3), opened(members=(1, 2, 3), reducers=(0, 1, 0)))
+    swarm = heard(says(1, beat=1))
+    for n in (2, 3):
+        assert swarm.hear(says(n), 3.0)
+    waits = decided(view, swarm, now=3.5)
+    assert waits.reason == "round 1: 3 of 3 parts not yet held by 2; reduced by peer1, peer2"
+    mends = decided(view, swarm, now=EXPIRY_S)
+    assert mends.reason == "peer1 died before its parts were held; peer2, peer3 reduces them now"
+    assert mends.body == Reassign(1, 0, ((0, 2), (2, 1)), mends.reason)
+
+
+def test_a_reducer_that_restarted_is_another_member() -> None:
+    view = view_of(genesis(), opened())
+    mends = decided(view, heard(says(1, session="t"), says(2)))
+    assert isinstance(mends.body, Reassign)
+    assert mends.body.moves == ((0, 1),)
+
+
+def test_a_dead_reducers_result_that_somebody_holds_is_not_reduced_again() -> None:
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    waits = decided(view, heard(holding(2, R0, R1), says(3)))
+    assert waits.body is None
+    assert waits.reason == f"round 1: 2 of 2 parts not yet held by 2; reduced by {peer_id(1)[:8]}, peer2"
+
+
+def test_a_round_without_members_is_opened_again_with_who_trains() -> None:
+    view = view_of(genesis(), opened())
+    nobody = decided(view, heard(says(3, tokens=0)))
+    assert nobody == Decision(None, "no member of round 1 is left; waiting for a peer that trains")
+    again = decided(view, heard(says(3, tokens=5), says(4, phase="joining")))
+    assert again.reason == "no member of round 1 is left; opened again with peer3"
+    assert again.body == Open(1, 1, (member(3),), (0, 0), BASE, 3.0, again.reason)
+
+
+def test_a_stuck_round_is_opened_again_with_who_got_furthest() -> None:
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    swarm = heard(holding(1, R0), holding(2, R0, R1), says(3), at=17.0)
+    assert decided(view, swarm, now=17.0).body is None, "patience is three times grace and five seconds"
+    again = decided(view, swarm, now=17.1)
+    assert again.reason == "round 1 did not get through in 17 s; opened again with peer2"
+    assert isinstance(again.body, Open)
+    assert (again.body.attempt, again.body.members) == (1, (member(2),))
+
+
+@pytest.mark.parametrize("everyone", [(1, 2, 3, 4), (1, 2, 3)])
+def test_members_that_all_got_equally_far_are_halved_until_each_in_turn_goes_alone(
+    everyone: tuple[int, ...],
+) -> None:
+    bodies: list[Body] = [genesis(), opened(members=everyone)]
+    tried = []
+    for attempt in range(6):
+        swarm = heard(*(says(n, attempt=attempt) for n in everyone), at=18.0)
+        again = decided(view_of(*bodies), swarm, now=18.0)
+        assert isinstance(again.body, Open)
+        tried.append(tuple(int(m.peer, 16) for m in again.body.members))
+        bodies.append(again.body)
+    assert tried[0] == (1, 2)
+    assert {(n,) for n in everyone} <= set(tried[1:])
+
+
+def test_two_that_hold_what_they_reduced_themselves_do_not_block_the_rest_for_ever() -> None:
+    bodies = [genesis(), opened(members=(1, 2, 3)), opened(members=(1, 2), attempt=1)]
+    swarm = heard(holding(1, R0, attempt=1), holding(2, R1, attempt=1), says(3, attempt=1), at=18.0)
+    again = decided(view_of(*bodies), swarm, now=18.0)
+    assert isinstance(again.body, Open)
+    assert again.body.members == (member(2),)
+
+
+def test_patience_counts_from_the_last_reassignment() -> None:
+    view = view_of(genesis(), opened(), moved((0, 1)))
+    swarm = heard(says(1), says(2), at=18.0)
+    assert decided(view, swarm, now=18.0, times=Times(0.0, 5.0)).body is None
+    assert isinstance(decided(view, swarm, now=18.0, times=Times(0.0, 0.5)).body, Open)
+
+
+# -- snapshots ---------------------------------------------------------------------------------------
+
+
+def own(*rounds: int) -> dict[int, tuple[str, Snapshot]]:
+    written = {round_: replace(snapshot(round_), reason="") for round_ in rounds}
+    return {round_: (manifest(one), one) for round_, one in written.items()}
+
+
+def test_a_snapshot_is_recorded_once_two_peers_wrote_the_same() -> None:
+    mine = own(0)
+    digest = mine[0][0]
+    view = view_of(genesis())
+    waits = Decision(None, "no newer snapshot is held by two peers")
+    assert agree_on_snapshot(view, heard(says(1, snapshots={0: digest}), says(2)), mine, 1.0) == waits
+    other = heard(says(1, snapshots={0: digest}), says(2, snapshots={0: "f" * 64}))
+    assert agree_on_snapshot(view, other, mine, 1.0) == waits
+    both = heard(says(1, snapshots={0: digest}), says(2, snapshots={0: digest}), says(3))
+    agreed = agree_on_snapshot(view, both, mine, 1.0)
+    assert agreed.reason == "2 of 3 peers wrote the same snapshot of round 0"
+    assert agreed.body == replace(mine[0][1], reason=agreed.reason)
+
+
+def test_a_peer_alone_records_its_snapshot_and_joiners_do_not_count() -> None:
+    mine = own(0)
+    swarm = heard(says(1, snapshots={0: mine[0][0]}), says(2, phase="joining"))
+    agreed = agree_on_snapshot(view_of(genesis()), swarm, mine, 1.0)
+    assert agreed.reason == "1 of 1 peers wrote the same snapshot of round 0"
+    assert agree_on_snapshot(view_of(genesis()), heard(), mine, 1.0).body is None
+
+
+def test_the_newest_agreed_snapshot_of_a_committed_round_is_recorded() -> None:
+    mine = own(0, 1, 2)
+    digests = {round_: digest for round_, (digest, _) in mine.items()}
+    swarm = heard(says(1, snapshots=digests), says(2, snapshots=digests))
+    view = view_of(genesis(), opened(), committed())
+    agreed = agree_on_snapshot(view, swarm, mine, 1.0)
+    assert isinstance(agreed.body, Snapshot)
+    assert agreed.body.round == 1, "round 2 is not committed here yet"
+    recorded = view_of(genesis(), opened(), committed(), agreed.body)
+    assert agree_on_snapshot(recorded, swarm, mine, 1.0).body is None
+
+
+def _entry(view: RunView, decision: Decision) -> Entry:
+    assert decision.body is not None
+    return Entry(view.sequence + 1, "0" * 64, Record("0" * 64, "0" * 64, decision.body))
