@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from potluck.errors import EnvironmentProblem, RunOver, UsageError
+from potluck.errors import EnvironmentProblem, PotluckError, RunOver, UsageError
 from potluck.hub.launch import launch_hub
 from potluck.identity import Claim, claim, data_directory
 from potluck.peer.node import Founding, Node, Place
@@ -263,7 +263,7 @@ class Run:
     def _stop(self) -> None:
         self._left = True
         if self._thread.is_alive():
-            with contextlib.suppress(EnvironmentProblem):
+            with contextlib.suppress(PotluckError):
                 self._call(_wind_up(self._node), STOP_S)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(LEAVE_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -81,7 +82,8 @@ def _wait_for_state(out: Output, run: Run) -> None:
 def generate(directory: Path) -> str:
     """The command by which transformers reads an export and goes on writing from a prompt."""
     code = (
-        f"from transformers import pipeline; write = pipeline('text-generation', {str(directory)!r}); "
-        "print(write('ROMEO.', max_new_tokens=60)[0]['generated_text'])"
+        "from transformers import pipeline; "
+        f'write = pipeline("text-generation", {json.dumps(str(directory), ensure_ascii=False)}); '
+        'print(write("ROMEO.", max_new_tokens=60)[0]["generated_text"])'
     )
     return f"python -c {shlex.quote(code)}"

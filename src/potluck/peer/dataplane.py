@@ -37,7 +37,8 @@ class Carry:
     """What a new shared state does to a model in training: θ ← theta + (θ − origin), or θ ← theta.
 
     ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
-    that included our contribution, the old shared state for the others. ``included`` says whether there were any.
+    that included our contribution, the old shared state for the others. ``included``: there were any of the
+    former.
     """
 
     theta: Vector

@@ -121,8 +121,6 @@ class Trainer:
             torch.set_num_threads(self._threads)
         if self._handover.failure is not None:
             raise self._handover.failure
-        if self._handover.failure is not None:
-            raise self._handover.failure
         if self._handover.over is not None:
             raise RunOver(self._handover.over)
 

@@ -1,0 +1,275 @@
+"""Reaching the head of the ledger: snapshot if it must be, then every commit, from whoever has what."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from potluck.protocol.catchup import FLYING, FLYING_PER_SOURCE, NO_STATE, Catchup, chunks
+from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
+from potluck.protocol.exchange import RETRY_S
+from potluck.protocol.swarm import EXPIRY_S
+from potluck.protocol.view import RunView
+from potluck.wire.records import Body, Commit
+
+from .support import blob, committed, genesis, heard, opened, peer_id, result, says, snapshot, view_of
+
+ME = peer_id(1)
+
+
+def ledger(rounds: int, *snapshots: int, parts: int = 2) -> RunView:
+    """A run of so many rounds, with snapshots recorded after some of them."""
+    bodies: list[Body] = [genesis(parts)]
+    for round_ in range(rounds + 1):
+        if round_:
+            named = tuple(result(p, label=str(round_)) for p in range(parts))
+            bodies += [opened(round_, reducers=(0,) * parts), committed(round_, *named)]
+        if round_ in snapshots:
+            bodies.append(snapshot(round_))
+    return view_of(*bodies)
+
+
+def holder(n: int, round_: int, *snapshots: int, parts_from: int = 0, **more: Any) -> Any:
+    """A peer that applied a round and keeps its parts, and holds some snapshots."""
+    return says(n, round=round_, parts_from=parts_from, snapshots=dict.fromkeys(snapshots, "a" * 64), **more)
+
+
+def names(view: RunView, round_: int) -> list[str]:
+    return [digest for digest, _ in chunks(view.snapshots[round_].files)]
+
+
+def parts(commit: Commit) -> list[str]:
+    return [info.digest for info in commit.parts]
+
+
+def fetches(effects: list[Effect]) -> list[tuple[str, str]]:
+    assert all(isinstance(effect, Fetch) for effect in effects), effects
+    return [(e.digest, e.source) for e in effects if isinstance(e, Fetch)]
+
+
+def deliver(catchup: Catchup, effects: list[Effect], now: float = 0.0) -> None:
+    for effect in effects:
+        assert isinstance(effect, Fetch)
+        catchup.fetched(effect.digest, True, now)
+
+
+# -- joining -----------------------------------------------------------------------------------------
+
+
+def test_there_is_nothing_to_do_before_the_genesis_and_at_the_head() -> None:
+    catchup = Catchup(ME, set())
+    assert catchup.poll(RunView(), heard(), 0.0) == []
+    catchup.applied(2, "state")
+    assert catchup.poll(ledger(2, 0), heard(holder(2, 2, 0)), 0.0) == []
+
+
+def test_a_joiner_loads_a_snapshot_and_applies_every_commit_since() -> None:
+    view, swarm = ledger(2, 0), heard(holder(2, 2, 0))
+    catchup = Catchup(ME, set())
+    wanted = catchup.poll(view, swarm, 0.0)
+    assert fetches(wanted) == [(digest, peer_id(2)) for digest in names(view, 0)]
+    assert [effect.size for effect in wanted if isinstance(effect, Fetch)] == [4, 3]
+    assert catchup.reason == "fetching 2 chunks of the snapshot of round 0"
+    deliver(catchup, wanted)
+    assert catchup.poll(view, swarm, 0.1) == [LoadSnapshot(view.snapshots[0])]
+    assert catchup.reason == "loading the snapshot of round 0"
+    assert catchup.poll(view, swarm, 0.2) == [], "one step at a time"
+    catchup.applied(0, "s0")
+    for round_ in (1, 2):
+        commit = view.commits[round_]
+        wanted = catchup.poll(view, swarm, 1.0)
+        assert fetches(wanted) == [(digest, peer_id(2)) for digest in parts(commit)]
+        assert catchup.reason == f"fetching 2 parts of round {round_}"
+        deliver(catchup, wanted)
+        assert catchup.poll(view, swarm, 1.1) == [Apply(commit)]
+        assert catchup.reason == f"applying round {round_}"
+        catchup.applied(round_, f"s{round_}")
+    assert (catchup.round, catchup.state) == (2, "s2")
+    assert catchup.poll(view, swarm, 2.0) == []
+
+
+def test_the_newest_snapshot_that_somebody_holds_is_chosen() -> None:
+    view = ledger(5, 2, 4)
+    both = heard(holder(2, 5, 2), holder(3, 5, 2, 4))
+    assert {source for _, source in fetches(Catchup(ME, set()).poll(view, both, 0.0))} == {peer_id(3)}
+    older = Catchup(ME, set())
+    assert fetches(older.poll(view, heard(holder(2, 5, 2)), 0.0)) == [
+        (digest, peer_id(2)) for digest in names(view, 2)
+    ]
+
+
+def test_a_snapshot_in_our_own_store_needs_nobody() -> None:
+    view = ledger(3, 2)
+    catchup = Catchup(ME, set(names(view, 2)) | set(parts(view.commits[3])))
+    assert catchup.poll(view, heard(), 0.0) == [LoadSnapshot(view.snapshots[2])]
+    catchup.applied(2, "s2")
+    assert catchup.poll(view, heard(), 0.0) == [Apply(view.commits[3])]
+
+
+def test_when_the_holder_of_the_newest_snapshot_dies_an_older_one_does() -> None:
+    view = ledger(5, 2, 4)
+    swarm = heard(holder(2, 5, 2), holder(3, 5, 4))
+    catchup = Catchup(ME, set())
+    assert {source for _, source in fetches(catchup.poll(view, swarm, 0.0))} == {peer_id(3)}
+    assert swarm.hear(holder(2, 5, 2, beat=1), EXPIRY_S)
+    for digest in names(view, 4):
+        catchup.fetched(digest, False, EXPIRY_S)
+    assert {source for _, source in fetches(catchup.poll(view, swarm, EXPIRY_S))} == {peer_id(2)}
+
+
+def test_without_a_holder_the_joiner_says_what_it_waits_for() -> None:
+    catchup = Catchup(ME, set())
+    assert catchup.poll(ledger(1, 0), heard(holder(2, 1)), 0.0) == []
+    assert catchup.reason == "waiting for a peer that holds a snapshot of the run"
+
+
+def test_our_own_announcements_are_no_source() -> None:
+    catchup = Catchup(ME, set())
+    assert catchup.poll(ledger(1, 0), heard(holder(1, 1, 0)), 0.0) == []
+
+
+def test_who_is_far_behind_takes_a_snapshot_and_who_is_near_replays() -> None:
+    view = ledger(5, 2, 4)
+    near, far = Catchup(ME, set()), Catchup(ME, set())
+    near.applied(3, "s3")
+    far.applied(1, "s1")
+    swarm = heard(holder(2, 5, 2, 4))
+    assert [d for d, _ in fetches(near.poll(view, swarm, 0.0))] == parts(view.commits[4])
+    assert [d for d, _ in fetches(far.poll(view, swarm, 0.0))] == names(view, 4)
+
+
+def test_parts_that_nobody_has_any_more_are_jumped_over_by_a_snapshot() -> None:
+    view = ledger(5, 2, 4)
+    catchup = Catchup(ME, set())
+    catchup.applied(3, "s3")
+    swarm = heard(holder(2, 5, 4, parts_from=5))
+    assert [d for d, _ in fetches(catchup.poll(view, swarm, 0.0))] == names(view, 4)
+
+
+# -- sources -----------------------------------------------------------------------------------------
+
+
+def at_round(view: RunView, round_: int, have: set[str] | None = None) -> Catchup:
+    catchup = Catchup(ME, have if have is not None else set())
+    catchup.applied(round_, "state")
+    assert catchup.round < view.round
+    return catchup
+
+
+def test_content_comes_from_several_peers_at_once_within_bounds() -> None:
+    view = ledger(1, parts=20)
+    swarm = heard(*(holder(n, 1) for n in range(2, 9)))
+    catchup = at_round(view, 0)
+    asked = fetches(catchup.poll(view, swarm, 0.0))
+    assert len(asked) == FLYING
+    load = [source for _, source in asked]
+    assert max(load.count(source) for source in load) - min(load.count(s) for s in load) <= 1
+    assert catchup.poll(view, swarm, 0.1) == []
+    catchup.fetched(asked[0][0], True, 0.2)
+    assert len(fetches(catchup.poll(view, swarm, 0.2))) == 1
+
+
+def test_one_source_is_not_asked_for_everything_at_once() -> None:
+    view = ledger(1, parts=20)
+    catchup = at_round(view, 0)
+    assert len(fetches(catchup.poll(view, heard(holder(2, 1)), 0.0))) == FLYING_PER_SOURCE
+
+
+def test_everything_comes_in_the_end() -> None:
+    view = ledger(1, parts=20)
+    swarm = heard(holder(2, 1), holder(3, 1))
+    catchup = at_round(view, 0)
+    got: list[str] = []
+    for _ in range(20):
+        effects = catchup.poll(view, swarm, 0.0)
+        if effects == [Apply(view.commits[1])]:
+            break
+        got += [digest for digest, _ in fetches(effects)]
+        deliver(catchup, effects)
+    assert got == parts(view.commits[1]), "each once, in order"
+
+
+def test_failing_sources_take_turns_after_a_pause() -> None:
+    view = ledger(1, parts=1)
+    swarm = heard(*(holder(n, 1) for n in (2, 3, 4)))
+    catchup = at_round(view, 0)
+    digest = parts(view.commits[1])[0]
+    asked = []
+    for turn in range(6):
+        now = turn * RETRY_S
+        [(_, source)] = fetches(catchup.poll(view, swarm, now))
+        asked.append(source)
+        assert catchup.manifest == {digest: turn + 1}
+        catchup.fetched(digest, False, now)
+        assert catchup.poll(view, swarm, now + RETRY_S - 0.01) == []
+    assert set(asked) == {peer_id(2), peer_id(3), peer_id(4)}
+    assert all(a != b for a, b in itertools.pairwise(asked))
+
+
+def test_parts_spread_over_peers_none_of_which_has_applied_the_round() -> None:
+    view = ledger(1)
+    first, second = view.commits[1].parts
+    swarm = heard(holder(2, 0, held=(first,)), holder(3, 0, held=(second,)))
+    assert fetches(at_round(view, 0).poll(view, swarm, 0.0)) == [
+        (first.digest, peer_id(2)),
+        (second.digest, peer_id(3)),
+    ]
+
+
+def test_a_part_that_nobody_has_is_waited_for_while_the_others_come() -> None:
+    view = ledger(1)
+    first, _ = view.commits[1].parts
+    catchup = at_round(view, 0)
+    assert fetches(catchup.poll(view, heard(holder(2, 0, held=(first,))), 0.0)) == [
+        (first.digest, peer_id(2))
+    ]
+    assert catchup.reason == "waiting for a peer that holds the 1 parts of round 1 missing here"
+
+
+def test_the_same_bytes_twice_in_a_round_are_fetched_once() -> None:
+    same = result(0)
+    twin = type(same)(1, same.digest, same.size, same.contributors)
+    view = view_of(genesis(), opened(), committed(1, same, twin))
+    catchup = at_round(view, 0)
+    assert fetches(catchup.poll(view, heard(holder(2, 1)), 0.0)) == [(same.digest, peer_id(2))]
+    catchup.fetched(same.digest, True, 0.0)
+    assert catchup.poll(view, heard(), 0.0) == [Apply(view.commits[1])]
+
+
+# -- damage ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("snapshots", [(), (0,)])
+def test_damaged_content_is_fetched_again(snapshots: tuple[int, ...]) -> None:
+    view, swarm = ledger(1, *snapshots), heard(holder(2, 1, *snapshots))
+    catchup = at_round(view, 0, set(parts(ledger(1).commits[1])))
+    assert catchup.poll(view, swarm, 0.0) == [Apply(view.commits[1])]
+    lost = parts(view.commits[1])[1]
+    catchup.missing((lost,))
+    assert catchup.round == 0
+    assert fetches(catchup.poll(view, swarm, 0.0)) == [(lost, peer_id(2))]
+
+
+def test_a_state_that_drifted_is_taken_from_the_others_again() -> None:
+    view, swarm = ledger(3, 0, 2), heard(holder(2, 3, 0, 2))
+    catchup = Catchup(ME, set())
+    catchup.applied(3, "wrong")
+    assert catchup.poll(view, swarm, 0.0) == []
+    catchup.drifted()
+    assert (catchup.round, catchup.state) == (NO_STATE, "")
+    deliver(catchup, catchup.poll(view, swarm, 0.0))
+    assert catchup.poll(view, swarm, 0.0) == [LoadSnapshot(view.snapshots[2])]
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_kept_all_the_same() -> None:
+    catchup = Catchup(ME, set())
+    catchup.fetched("a" * 64, True, 0.0)
+    catchup.fetched("b" * 64, False, 0.0)
+    assert catchup.have == {"a" * 64}
+
+
+def test_chunks_name_every_piece_of_every_file_in_order() -> None:
+    one, two = blob("one"), blob("two", 1)
+    assert list(chunks((one, two))) == [(one.chunks[0], 4), (one.chunks[1], 3), (two.chunks[0], 3)]

@@ -1,0 +1,528 @@
+"""The core of a peer: events in, effects out, and whose turn it is to write the ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from potluck.protocol.catchup import NO_STATE, chunks
+from potluck.protocol.core import ANSWER_S, RANK_S, TICK_S, PeerCore
+from potluck.protocol.effects import (
+    Announce,
+    Append,
+    Apply,
+    Cut,
+    Drop,
+    Effect,
+    Fetch,
+    LoadSnapshot,
+    Note,
+    Reduce,
+    SendContribution,
+    WriteSnapshot,
+)
+from potluck.protocol.steward import Rules
+from potluck.wire.messages import Answer, Progress, PushContribution
+from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Snapshot
+
+from .support import (
+    BASE,
+    Ledger,
+    blob,
+    committed,
+    genesis,
+    member,
+    moved,
+    opened,
+    peer_id,
+    result,
+    says,
+    snapshot,
+)
+
+RULES = Rules(200, 3.0, 0, 0, 1000)
+
+
+class Peer:
+    """A core and the ledger it follows."""
+
+    def __init__(
+        self, n: int = 1, *, trains: bool = True, have: set[str] | None = None, every: int = 2
+    ) -> None:
+        self.n = n
+        self.core = PeerCore(member(n), RULES, trains=trains, have=have or set(), snapshot_every=every)
+        self._ledger = Ledger()
+
+    def follow(self, *bodies: Body, now: float = 0.0) -> None:
+        for body in bodies:
+            self.core.followed(self._ledger.add(body), now)
+
+    def hear(self, *announcements: Progress, now: float = 0.0) -> None:
+        for progress in announcements:
+            last = self.core.swarm.last(progress.peer)
+            assert self.core.heard(replace(progress, beat=last.beat + 1 if last else 0), now)
+
+    def say(self, now: float = 0.0, tokens: float = 100.0, since: int | None = None) -> Progress:
+        since = self.n if since is None else since
+        base = Progress(peer=peer_id(self.n), session="s", name=f"peer{self.n}", since=since, tokens=tokens)
+        return self.core.announcement(base, now)
+
+    def poll(self, kind: type[Effect], now: float = 0.0) -> list[Any]:
+        return [effect for effect in self.core.poll(now) if isinstance(effect, kind)]
+
+    def notes(self, now: float = 0.0) -> list[str]:
+        return [note.text for note in self.poll(Note, now)]
+
+
+def trained(n: int = 1, since: int | None = None, **more: Any) -> Peer:
+    """A peer with the state of round 0, which is the last."""
+    peer = Peer(n, **more)
+    peer.follow(genesis())
+    peer.core.applied(0, BASE, loaded=False)
+    peer.core.poll(0.0)
+    peer.say(since=since)
+    return peer
+
+
+def in_round(n: int = 1, members: tuple[int, ...] = (1, 2), **more: Any) -> Peer:
+    """A member of round 1 with everybody there, before its cut."""
+    peer = trained(n, **more)
+    peer.hear(*(says(m) for m in members if m != n))
+    peer.follow(opened(members=members))
+    return peer
+
+
+# -- coming ------------------------------------------------------------------------------------------
+
+
+def test_a_founder_is_in_training_once_it_has_the_first_state_and_writes_it_down() -> None:
+    peer = Peer(every=2)
+    assert (peer.core.phase, peer.core.catchup.round) == ("joining", NO_STATE)
+    peer.follow(genesis())
+    peer.core.applied(0, BASE, loaded=False)
+    effects = peer.core.poll(0.0)
+    assert WriteSnapshot(0) in effects
+    assert Announce() in effects
+    assert Note("caught up with round 0") in effects
+    assert (peer.core.phase, peer.say().phase) == ("training", "training")
+
+
+def test_who_does_not_train_follows() -> None:
+    assert trained(trains=False).core.phase == "following"
+
+
+def test_a_joiner_is_no_member_and_no_steward_before_it_has_caught_up() -> None:
+    peer = Peer()
+    peer.follow(genesis(), snapshot(0), opened(), committed())
+    peer.hear(says(2, round=1, snapshots={0: "a" * 64}, tokens=1e6))
+    peer.say()
+    for now in (0.0, 1.0, 2.0, 3.0):
+        assert peer.poll(Append, now) == []
+    assert peer.core.phase == "joining"
+    assert peer.core.activity == "fetching 2 chunks of the snapshot of round 0"
+    assert peer.say().activity == peer.core.activity
+
+
+def test_loaded_state_is_not_written_again_and_its_earlier_parts_are_not_promised() -> None:
+    peer = Peer()
+    peer.follow(genesis(), snapshot(0))
+    peer.core.applied(0, BASE, loaded=True)
+    assert peer.poll(WriteSnapshot) == []
+    assert peer.say().parts_from == 1
+
+
+def test_a_peer_that_comes_back_keeps_what_only_later_records_name() -> None:
+    """It reads the ledger from the start, and an old snapshot's record must not empty its disk."""
+    new, late = snapshot(4), committed(5)
+    have = {d for d, _ in chunks(new.files)} | {info.digest for info in late.parts}
+    peer = Peer(have=set(have))
+    history: list[Body] = [genesis(), snapshot(0)]
+    for round_ in range(1, 6):
+        history += [opened(round_), late if round_ == 5 else committed(round_)]
+        if round_ in (2, 4):
+            history.append(snapshot(round_) if round_ == 2 else new)
+        peer.follow(*history)
+        history = []
+        assert [effect for effect in peer.poll(Drop) if effect.digests & have] == []
+    peer = Peer(have=set(have))
+    peer.follow(genesis(), snapshot(0))
+    for round_ in range(1, 6):
+        peer.follow(opened(round_), late if round_ == 5 else committed(round_))
+        if round_ in (2, 4):
+            peer.follow(snapshot(round_))
+    assert peer.poll(LoadSnapshot) == [LoadSnapshot(new)]
+    peer.core.applied(4, BASE, loaded=True)
+    assert peer.poll(Apply) == [Apply(late)]
+
+
+# -- skipped records ---------------------------------------------------------------------------------
+
+
+def test_a_record_that_does_not_fit_is_told_and_changes_nothing() -> None:
+    peer = trained()
+    peer.follow(opened(7))
+    assert peer.notes() == [
+        "ledger record 2 (Open) is skipped: round 1, attempt 0 is due, not 7, 0",
+    ]
+    assert peer.core.exchange is None
+
+
+# -- a round -----------------------------------------------------------------------------------------
+
+
+def test_a_member_sees_a_round_through() -> None:
+    peer = in_round()
+    assert peer.poll(Cut) == [Cut(1, 0)]
+    peer.core.cut_done(1, 0, 60.0)
+    assert peer.poll(SendContribution) == [SendContribution(1, 0, 1, peer_id(2))]
+    peer.core.sent(1, 0, 1, peer_id(2), None, Answer(True), 0.1)
+    push = PushContribution(1, 0, 0, 40.0, 8)
+    assert peer.core.offered(push, member(2)).ok
+    assert peer.core.contributed(push, member(2)).ok
+    assert peer.poll(Reduce) == [Reduce(1, 0, 0, (0, 1))]
+    mine, theirs = result(0), result(1)
+    peer.core.reduced(1, 0, 0, mine, ())
+    peer.core.result(1, 0, theirs)
+    assert Announce() in peer.core.poll(0.2)
+    assert peer.say(0.2).held == (mine, theirs)
+    peer.follow(committed(1, mine, theirs), now=0.3)
+    assert peer.core.exchange is None
+    assert peer.poll(Apply, 0.3) == [Apply(committed(1, mine, theirs))]
+    assert peer.say(0.3).held == (mine, theirs), "who lacks one may fetch it here before we have applied it"
+    peer.core.applied(1, "f" * 64, loaded=False)
+    said = peer.say(0.4)
+    assert (said.round, said.state, said.held) == (1, "f" * 64, ())
+
+
+def test_parts_of_a_commit_are_announced_until_it_is_applied_even_while_the_next_round_is_open() -> None:
+    peer = in_round()
+    mine, theirs = result(0), result(1)
+    peer.core.result(1, 0, mine)
+    peer.follow(committed(1, mine, theirs), opened(2, (3,), (0, 0)))
+    assert peer.core.exchange is not None
+    assert peer.say().held == (mine,)
+
+
+def test_a_member_that_is_not_at_the_base_abstains() -> None:
+    peer = trained()
+    peer.follow(opened(), committed())
+    peer.hear(says(2, round=1))
+    peer.follow(opened(2))
+    assert peer.core.catchup.round == 0
+    assert peer.poll(Cut) == []
+    assert peer.core.exchange is not None
+    assert peer.core.exchange.weight == 0.0
+
+
+def test_a_peer_that_drifted_sees_it_in_the_next_open_and_rejoins() -> None:
+    peer = trained()
+    peer.hear(says(2, state="e" * 64, snapshots={0: "a" * 64}))
+    peer.follow(snapshot(0), opened(base="e" * 64))
+    told = (
+        f"state after round 0 is {BASE[:12]} here and {'e' * 12} elsewhere: taking the state from the others"
+    )
+    assert f"{told} again" in peer.notes()
+    assert peer.core.phase == "joining"
+    assert peer.core.catchup.round == NO_STATE
+    assert peer.core.exchange is not None
+    assert peer.core.exchange.weight == 0.0
+    assert [f.source for f in peer.poll(Fetch, 1.0)] == [], "already being fetched"
+    assert set(peer.core.catchup.manifest) == {d for d, _ in chunks(snapshot(0).files)}
+
+
+def test_events_of_a_round_that_is_over_change_nothing() -> None:
+    peer = in_round()
+    peer.core.cut_done(1, 0, 60.0)
+    peer.follow(opened(attempt=1), now=1.0)
+    peer.core.poll(1.0)
+    peer.core.cut_done(1, 0, 60.0)
+    peer.core.reduced(1, 0, 0, result(0), (1,))
+    peer.core.result(1, 0, result(1))
+    peer.core.sent(1, 0, 1, peer_id(2), None, Answer(True), 1.0)
+    assert peer.core.exchange is not None
+    assert (peer.core.exchange.weight, peer.core.exchange.held) == (None, ())
+    assert {result(0).digest, result(1).digest} <= peer.core.catchup.have, "the bytes are here all the same"
+
+
+@pytest.mark.parametrize(
+    ("round_", "attempt", "retry", "reason"),
+    [
+        (2, 0, True, "round 2 is not open here yet"),
+        (1, 1, True, "round 1 is not open here yet"),
+        (0, 0, False, "round 0, attempt 0 is closed: late"),
+    ],
+)
+def test_a_contribution_to_another_round_is_early_or_late(
+    round_: int, attempt: int, retry: bool, reason: str
+) -> None:
+    push = PushContribution(round_, attempt, 0, 40.0, 8)
+    assert in_round().core.offered(push, member(2)) == Answer(False, reason, retry)
+    assert in_round().core.contributed(push, member(2)) == Answer(False, reason, retry)
+
+
+def test_between_rounds_the_last_is_late_and_the_next_early() -> None:
+    peer = in_round()
+    peer.follow(committed())
+    late = peer.core.offered(PushContribution(1, 3, 0, 40.0, 8), member(2))
+    early = peer.core.offered(PushContribution(2, 0, 0, 40.0, 8), member(2))
+    assert (late.retry, early.retry) == (False, True)
+
+
+def test_who_refuses_us_and_who_sends_garbage_is_named() -> None:
+    peer = in_round()
+    peer.core.cut_done(1, 0, 60.0)
+    peer.core.poll(0.0)
+    peer.core.sent(1, 0, 1, peer_id(2), None, Answer(False, "late"), 0.1)
+    peer.core.sent(1, 0, 1, peer_id(2), None, Answer(False, "busy", retry=True), 0.1)
+    peer.core.reduced(1, 0, 0, None, (1,))
+    assert peer.notes(0.1) == [
+        "round 1 part 1: peer2 refused it: late",
+        "round 1 part 0: contribution of peer2 refused, it can't be decoded",
+    ]
+
+
+def test_damage_is_told_and_mended() -> None:
+    peer = in_round()
+    parts = committed()
+    for info in parts.parts:
+        peer.core.result(1, 0, info)
+    peer.follow(parts)
+    assert peer.poll(Apply) == [Apply(parts)]
+    peer.hear(says(2, round=1))
+    lost = parts.parts[0].digest
+    peer.core.missing((lost,))
+    effects = peer.core.poll(0.1)
+    assert Note("1 pieces of content are damaged or gone here: fetching them again") in effects
+    assert Fetch(lost, 8, peer_id(2)) in effects
+    peer.core.fetched(lost, True, 0.2)
+    assert peer.poll(Apply, 0.2) == [Apply(parts)]
+
+
+# -- content that is dropped -------------------------------------------------------------------------
+
+
+def through(peer: Peer, round_: int) -> Commit:
+    """One round, applied here."""
+    parts = committed(round_)
+    peer.follow(opened(round_, base=peer.core.catchup.state))
+    for info in parts.parts:
+        peer.core.result(round_, 0, info)
+    peer.follow(parts)
+    peer.core.poll(0.0)
+    peer.core.applied(round_, f"{round_:064x}", loaded=False)
+    return parts
+
+
+def test_what_came_before_the_older_snapshot_is_dropped_once_it_is_applied() -> None:
+    asset = blob("tokenizer")
+    leftover = "e" * 64
+    have = {leftover} | {d for d, _ in chunks((asset,))}
+    peer = Peer(have=have)
+    peer.follow(genesis(assets=(asset,)))
+    peer.core.applied(0, BASE, loaded=False)
+    gone: set[str] = set()
+    for round_ in range(5):
+        parts = through(peer, round_).parts if round_ else ()
+        if round_ % 2 == 0:
+            mine = snapshot(round_, state=peer.core.catchup.state)
+            peer.core.snapshot_written(mine)
+            peer.follow(mine)
+        dropped = [effect.digests for effect in peer.poll(Drop)]
+        assert len(dropped) == (round_ % 2 == 0)
+        gone |= set().union(*dropped)
+        assert not gone & {info.digest for info in parts}
+    kept = peer.core.catchup.have
+    assert {d for d, _ in chunks((asset,))} <= kept, "the run's files are needed by every joiner"
+    assert {info.digest for r in (3, 4) for info in committed(r).parts} <= kept
+    assert {d for r in (2, 4) for d, _ in chunks(snapshot(r).files)} <= kept
+    assert gone == {leftover} | {d for d, _ in chunks(snapshot(0).files)} | {
+        info.digest for r in (1, 2) for info in committed(r).parts
+    }
+    assert peer.say().parts_from == 3
+
+
+def test_nothing_is_dropped_that_a_commit_still_to_be_applied_needs() -> None:
+    peer = trained()
+    parts = [through(peer, round_) for round_ in (1, 2)]
+    third = committed(3)
+    peer.follow(opened(3, base=peer.core.catchup.state))
+    for info in third.parts:
+        peer.core.result(3, 0, info)
+    peer.follow(third)
+    assert peer.poll(Apply) == [Apply(third)]
+    peer.follow(snapshot(0), snapshot(1), snapshot(3))
+    assert peer.poll(Drop) == [], "round 3 is being applied out of the store"
+    peer.core.applied(3, "3" * 64, loaded=False)
+    [drop] = peer.poll(Drop)
+    assert {info.digest for info in parts[0].parts} <= drop.digests
+
+
+# -- snapshots ---------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_written_every_so_many_rounds_and_announced_with_its_manifest() -> None:
+    peer = trained(every=2)
+    through(peer, 1)
+    assert peer.poll(WriteSnapshot) == []
+    through(peer, 2)
+    assert peer.poll(WriteSnapshot) == [WriteSnapshot(2)]
+    mine = snapshot(2)
+    peer.core.snapshot_written(mine)
+    [digest] = peer.say().snapshots.values()
+    peer.hear(says(2, round=2, snapshots={2: digest}))
+    [append] = peer.poll(Append)
+    assert isinstance(append.body, Snapshot)
+    peer.follow(append.body)
+    assert peer.say().snapshots == {2: digest}
+    assert peer.poll(Append, 1.0) == []
+
+
+# -- stewards ----------------------------------------------------------------------------------------
+
+
+def stewards(*numbers: int) -> list[Peer]:
+    """Peers that all see the same: enough tokens for round 1."""
+    peers = [trained(n) for n in numbers]
+    for peer in peers:
+        peer.hear(*(says(n) for n in numbers if n != peer.n))
+    return peers
+
+
+def test_each_further_peer_in_line_waits_longer() -> None:
+    first, second, third = stewards(1, 2, 3)
+    assert len(first.poll(Append, 0.0)) == 1
+    for peer, rank in ((second, 1), (third, 2)):
+        assert peer.poll(Append, 0.0) == []
+        assert peer.poll(Append, rank * RANK_S - 0.01) == []
+        [append] = peer.poll(Append, rank * RANK_S)
+        assert isinstance(append.body, Open)
+
+
+def test_followers_are_in_line_and_joiners_are_not() -> None:
+    peer = trained(5)
+    peer.hear(says(1, phase="joining"), says(2, phase="following"), says(3, tokens=200))
+    assert peer.poll(Append, 0.0) == []
+    assert peer.poll(Append, RANK_S) == []
+    assert len(peer.poll(Append, 2 * RANK_S)) == 1
+
+
+def test_a_decision_that_changes_starts_the_wait_anew() -> None:
+    _, second = stewards(1, 2)
+    second.poll(Append, 0.0)
+    second.hear(says(1, tokens=0.0), now=0.5)
+    assert second.poll(Append, RANK_S) == []
+    second.hear(says(1, tokens=100.0), now=1.0)
+    assert second.poll(Append, 1.0) == []
+    assert second.poll(Append, 1.0 + RANK_S - 0.01) == []
+    assert len(second.poll(Append, 1.0 + RANK_S)) == 1
+
+
+def test_one_append_at_a_time() -> None:
+    first, _ = stewards(1, 2)
+    [append] = first.poll(Append, 0.0)
+    assert first.poll(Append, 1.0) == []
+    first.core.appended(True, "")
+    assert first.poll(Append, 2.0) == [], "the record itself has not come yet"
+    first.say(3.5)
+    first.hear(says(2), now=3.5)
+    assert len(first.poll(Append, ANSWER_S)) == 1, "the answer is taken as lost"
+    first.follow(append.body, now=ANSWER_S + 0.1)
+    assert first.poll(Append, ANSWER_S + 0.2) == []
+
+
+def test_an_append_that_was_not_taken_may_be_tried_at_once() -> None:
+    first, _ = stewards(1, 2)
+    assert len(first.poll(Append, 0.0)) == 1
+    first.core.appended(False, "another record was first")
+    effects = first.core.poll(0.1)
+    assert Note("append not taken: another record was first") in effects
+    assert any(isinstance(effect, Append) for effect in effects)
+
+
+def test_who_leaves_is_no_steward_and_no_member() -> None:
+    first, second = stewards(1, 2)
+    first.core.leaving = True
+    assert first.say().phase == "leaving"
+    assert first.poll(Append, 10.0) == []
+    second.hear(first.say())
+    second.say(tokens=300.0)
+    [append] = second.poll(Append, 0.0)
+    assert isinstance(append.body, Open)
+    assert append.body.members == (member(2),)
+
+
+def test_a_leaver_stays_for_the_round_it_is_a_member_of() -> None:
+    peer = in_round()
+    assert not peer.core.may_leave
+    peer.core.leaving = True
+    assert peer.poll(Cut) == [Cut(1, 0)], "its last work counts"
+    peer.follow(committed())
+    assert peer.core.may_leave
+    peer.follow(opened(2, (2, 3), (0, 1)))
+    assert peer.core.may_leave
+
+
+def test_the_end_is_over_once_the_last_round_is_applied() -> None:
+    peer = in_round()
+    parts = committed()
+    for info in parts.parts:
+        peer.core.result(1, 0, info)
+    peer.follow(parts, Finish(1, "enough tokens"))
+    assert not peer.core.over
+    assert "run over: enough tokens" in peer.notes()
+    peer.core.applied(1, "f" * 64, loaded=False)
+    assert peer.core.over
+    assert peer.poll(Append, 9.0) == []
+    peer.core.poll(9.0)
+    assert peer.core.activity == "the run is over: enough tokens"
+
+
+# -- time --------------------------------------------------------------------------------------------
+
+
+def test_a_busy_core_wants_to_be_polled_more_often_than_an_idle_one() -> None:
+    idle = trained()
+    idle.say(tokens=0.0)
+    idle.core.poll(0.0)
+    assert idle.core.deadline(0.0) == 1.0
+    waiting = stewards(1, 2)[1]
+    waiting.core.poll(0.0)
+    assert waiting.core.deadline(0.0) == TICK_S
+    assert in_round().core.deadline(0.0) == TICK_S
+    behind = trained()
+    behind.follow(opened(), committed())
+    assert behind.core.deadline(0.0) == TICK_S
+
+
+def test_a_reassignment_is_followed_and_told() -> None:
+    peer = in_round()
+    peer.core.poll(0.0)
+    peer.core.cut_done(1, 0, 60.0)
+    peer.core.poll(0.0)
+    peer.follow(moved((1, 0)), now=1.0)
+    effects = peer.core.poll(1.0)
+    assert Note("round 1: somebody died") in effects
+    push = PushContribution(1, 0, 1, 40.0, 8)
+    assert peer.core.contributed(push, member(2)).ok
+
+
+def test_a_lone_peer_goes_through_a_round_by_itself() -> None:
+    """The whole dialogue of a run of one, effect by effect."""
+    peer = trained()
+    peer.say(tokens=200.0)
+    [append] = peer.poll(Append)
+    peer.follow(append.body)
+    peer.core.appended(True, "")
+    assert peer.poll(Cut) == [Cut(1, 0)]
+    peer.core.cut_done(1, 0, 200.0)
+    infos: list[PartInfo] = []
+    for reduce in peer.poll(Reduce):
+        infos.append(result(reduce.part, (0, 200.0)))
+        peer.core.reduced(1, 0, reduce.part, infos[-1], ())
+    peer.say(tokens=0.0)
+    [commit] = peer.poll(Append)
+    assert commit.body == Commit(1, 0, tuple(infos), 200, None, "all 2 parts held by the only member left")
+    peer.follow(commit.body)
+    assert peer.poll(Apply) == [Apply(commit.body)]
