@@ -46,6 +46,9 @@ START_S = 150.0
 SWITCH_S = 0.001
 """How often the training thread lets the network have the interpreter, in seconds."""
 
+ANSWER_S = 5.0
+"""How long the network thread may take for what it knows already, in seconds."""
+
 LEAVE_S = 15.0
 """How long leaving may take in all, in seconds."""
 
@@ -96,6 +99,7 @@ class Run:
         self._trainer = trainer
         self._call(self._node.ready(), None)
         self._take_state()
+        self._call(self._node.train(), ANSWER_S)
 
     def _take_state(self) -> None:
         carries = self._node.actions.handover.wait_first()
@@ -201,6 +205,8 @@ class Run:
         self._left = True
         try:
             if self._thread.is_alive():
+                if self._trainer is not None:
+                    self._trainer.meet()
                 self._call(self._node.leave(), LEAVE_S)
         finally:
             self._final_state()
@@ -253,7 +259,7 @@ class Run:
 
     def _read(self, read: Callable[[], T]) -> T:
         """Something of the network thread's, as it is at one moment."""
-        return read() if self._left else self._call(_of(read), 5.0)
+        return read() if self._left else self._call(_of(read), ANSWER_S)
 
     def _check(self) -> None:
         failure = self._node.actions.handover.failure

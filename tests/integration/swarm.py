@@ -113,11 +113,12 @@ class Swarm:
     def until(self, happened: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Wait for something that events announce (or the next look, half a second later)."""
         deadline = time.monotonic() + timeout_s
-        with self._lock:
-            while not happened():
-                left = deadline - time.monotonic()
-                tail = "\n".join(f"{t - deadline + timeout_s:7.2f} {text}" for t, text in self.events[-25:])
-                assert left > 0, f"{what} did not happen within {timeout_s} s\n{tail}"
+        # The lock is not held meanwhile: what is asked may need the thread that brings events.
+        while not happened():
+            left = deadline - time.monotonic()
+            tail = "\n".join(f"{t - deadline + timeout_s:7.2f} {text}" for t, text in self.events[-25:])
+            assert left > 0, f"{what} did not happen within {timeout_s} s\n{tail}"
+            with self._lock:
                 self._lock.wait(min(left, 0.05))
 
     @property

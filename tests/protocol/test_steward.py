@@ -95,12 +95,20 @@ def test_the_names_of_a_large_swarm_are_counted_instead() -> None:
     assert opens.reason == "350 of 200 tokens done by 7 peers"
 
 
-def test_who_is_behind_drifted_or_has_done_nothing_is_no_member() -> None:
+def test_one_that_has_just_come_is_a_member_before_its_first_tokens() -> None:
+    view = view_of(genesis(), opened(), committed())
+    swarm = heard(says(1, round=1, tokens=300), says(2, round=1, tokens=0))
+    opens = decided(view, swarm, now=SETTLE_S)
+    assert isinstance(opens.body, Open)
+    assert opens.body.members == (member(1), member(2))
+
+
+def test_who_is_behind_drifted_or_stands_still_is_no_member() -> None:
     view = view_of(genesis(), opened(), committed())
     swarm = heard(
         says(1, round=1, tokens=300),
         says(2, round=1, state="f" * 64, tokens=300),
-        says(3, round=1, tokens=0),
+        says(3, round=1, tokens=300, idle_s=30),
         says(4, round=0, tokens=300),
         says(5, round=1, phase="leaving", tokens=300),
     )
@@ -316,7 +324,7 @@ def test_a_dead_reducers_result_that_somebody_holds_is_not_reduced_again() -> No
 
 def test_a_round_without_members_is_opened_again_with_who_trains() -> None:
     view = view_of(genesis(), opened())
-    nobody = decided(view, heard(says(3, tokens=0)))
+    nobody = decided(view, heard(says(3, idle_s=30)))
     assert nobody == Decision(None, "no member of round 1 is left; waiting for a peer that trains")
     again = decided(view, heard(says(3, tokens=5), says(4, phase="joining")))
     assert again.reason == "no member of round 1 is left; opened again with peer3"

@@ -57,14 +57,16 @@ def launch_hub(directory: Path, *, host: str, port: int = 0, until_idle_s: float
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> bytes:
-    found: queue.Queue[bytes] = queue.Queue()
     assert process.stdout is not None
     stdout = process.stdout
-    threading.Thread(target=lambda: found.put(stdout.readline()), daemon=True).start()
+    found: queue.Queue[bytes] = queue.Queue()
+
+    def read() -> None:
+        with stdout:
+            found.put(stdout.readline())
+
+    threading.Thread(target=read, daemon=True).start()
     try:
         return found.get(timeout=START_S)
     except queue.Empty:
-        return json.dumps({"error": f"not up after {START_S:.0f} s"}).encode()
-    finally:
-        if not found.empty() or process.poll() is not None:
-            stdout.close()
+        return json.dumps({"error": f"not up after {START_S:.0f} s; see its log"}).encode()

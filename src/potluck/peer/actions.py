@@ -118,8 +118,16 @@ class Actions:
 
     def _ask_for_cut(self, effect: Cut) -> None:
         exchange = self.core.exchange
-        if exchange is not None and exchange.index is not None:
+        if self.core.leaving:
+            self.core.cut_done(effect.round, effect.attempt, 0)
+        elif exchange is not None and exchange.index is not None:
             self.handover.request(CutRequest(effect.round, effect.attempt, exchange.index))
+
+    def withdraw(self) -> None:
+        """The trainer comes to no further boundary: nobody needs to wait for a cut that was asked for."""
+        request = self.handover.withdraw()
+        if request is not None:
+            self.core.cut_done(request.round, request.attempt, 0)
 
     def _taken_in_thread(self, request: CutRequest, local: Vector, weight: float) -> None:
         """Called from the training thread."""

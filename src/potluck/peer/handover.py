@@ -53,6 +53,7 @@ class Handover:
         self._work = Work()
         self._in_flight = 0.0
         self._last_step: float | None = None
+        self._began = time.monotonic()
         self.over: str | None = None
         """Why the run is over, once it is."""
         self.failure: BaseException | None = None
@@ -79,6 +80,12 @@ class Handover:
         with self._lock:
             self._request = request
 
+    def withdraw(self) -> CutRequest | None:
+        """Take back the request that was not met, if there is one."""
+        with self._lock:
+            request, self._request = self._request, None
+        return request
+
     def reset(self, theta: Vector) -> None:
         """The trainer diverged: it goes on from the shared state, and what it did is dropped."""
         self.offer(Carry(theta, None), included=False)
@@ -88,6 +95,17 @@ class Handover:
         """What the trainer has done."""
         with self._lock:
             return self._work
+
+    @property
+    def idle_s(self) -> float:
+        """How long ago the last step ended, or training began."""
+        with self._lock:
+            return time.monotonic() - (self._began if self._last_step is None else self._last_step)
+
+    def begin(self) -> None:
+        """Training begins now."""
+        with self._lock:
+            self._began = time.monotonic()
 
     # -- the trainer's side ----------------------------------------------------------------------
 

@@ -121,8 +121,10 @@ class Node:
         self._store = Store(place.directory / "store")
         if founding is not None:
             await self._found(founding)
-        entries = [await self._genesis()]
-        await self._build(entries[0])
+        first = await self._genesis()
+        await self._build(first)
+        self.core.followed(first, self._now())
+        await self._catch_the_tail()
         addresses = await self._transport.listen(self._serve)
         self._base = Progress(
             peer=place.identity.peer,
@@ -133,7 +135,6 @@ class Node:
             machine=machine_id(),
             addresses=tuple(addresses),
         )
-        self.core.followed(entries[0], self._now())
         if founding is not None:
             await self._begin(founding)
         for work in (self._tail(), self._beat(), self._drive()):
@@ -158,6 +159,12 @@ class Node:
             await self.hub.ledger.changed(1.0)
         raise Refused("the hub is there, but its run has not begun: ask its host to start it")
 
+    async def _catch_the_tail(self) -> None:
+        """Read the ledger to its end: how long it was when we came is our place in the line of stewards."""
+        while batch := await self.hub.ledger.read(self._chain.sequence + 1):
+            for sequence, raw in batch:
+                self.core.followed(self._chain.follow(sequence, raw), self._now())
+
     async def _build(self, first: Entry) -> None:
         """Make core, links and actions out of the genesis."""
         body = first.record.body
@@ -169,9 +176,7 @@ class Node:
         rules = Rules(rounds.tokens, rounds.grace_s, end.tokens, end.rounds, state.round_bytes)
         have = await asyncio.to_thread(self._store.digests)
         me = Member(self._place.identity.peer, self.session)
-        self.core = PeerCore(
-            me, rules, trains=self._place.trains, have=have, snapshot_every=rounds.snapshot_every
-        )
+        self.core = PeerCore(me, rules, trains=False, have=have, snapshot_every=rounds.snapshot_every)
         self.links = Links(self._transport, self._invite.run, self.session)
         self.actions = Actions(
             self.core,
@@ -236,7 +241,8 @@ class Node:
     def announce(self) -> None:
         """Tell everybody how things stand here."""
         progress = self.core.announcement(self._standing(), self._now())
-        neighbours = sum(p.machine == progress.machine for p in self.core.swarm.alive(self._now()))
+        busy = [p for p in self.core.swarm.alive(self._now()) if p.phase == "training"]
+        neighbours = sum(p.machine == progress.machine for p in busy)
         self.actions.handover.threads = share_of_cores(neighbours)
         self._spawn(self.hub.publish_progress(progress))
         self._wake.set()
@@ -255,6 +261,7 @@ class Node:
             steps=work.steps,
             tokens_per_s=work.tokens_per_s,
             step_s=work.step_s,
+            idle_s=self.actions.handover.idle_s,
             uplink=self.links.uplink,
             loss=work.loss,
             bytes_sent=self.links.bytes_sent + self.desk.bytes_sent,
@@ -322,6 +329,12 @@ class Node:
         if self._failure.done():
             self._failure.result()
 
+    async def train(self) -> None:
+        """There is a model now: from here on this peer contributes, if it was to."""
+        self.actions.handover.begin()
+        self.core.trains = self._place.trains
+        self.announce()
+
     async def asset(self, blob: Blob) -> bytes:
         """One of the run's files, from the store or else from peers."""
         for name, size in zip(blob.chunks, chunk_sizes(blob), strict=True):
@@ -353,6 +366,7 @@ class Node:
         """Go in good order: see the round in flight through, or the run's end, within bounds; then close."""
         if self._core_built and not self._failure.done():
             self.core.leaving = True
+            self.actions.withdraw()
             self.announce()
             over = self.core.over
             deadline = self._now() + (LINGER_S if over else LEAVE_S)

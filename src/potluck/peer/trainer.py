@@ -98,6 +98,10 @@ class Trainer:
             hook.remove()
         self._hooks = []
 
+    def meet(self) -> None:
+        """A boundary: take new shared states in, and meet a request for a cut."""
+        self._handover.exchange(self.read, self._take)
+
     # -- hooks -----------------------------------------------------------------------------------
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,7 +119,7 @@ class Trainer:
         loss = float(self._loss) if self._loss is not None else None
         self._seen, self._loss = 0.0, None
         self._handover.stepped(tokens, loss)
-        self._handover.exchange(self.read, self._take)
+        self.meet()
         if self._threads != self._handover.threads:
             self._threads = self._handover.threads
             torch.set_num_threads(self._threads)

@@ -49,7 +49,7 @@ class PeerCore:
         self.leaving = False
         self.reason = ""
         self._rules = rules
-        self._trains = trains
+        self.trains = trains
         self._every = snapshot_every
         self._own: dict[int, tuple[str, Snapshot]] = {}
         self._named: set[str] = set()
@@ -182,7 +182,7 @@ class PeerCore:
             return "leaving"
         if not self._caught_up or self.catchup.round == NO_STATE:
             return "joining"
-        return "training" if self._trains else "following"
+        return "training" if self.trains else "following"
 
     @property
     def activity(self) -> str:

@@ -20,6 +20,9 @@ from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Reassign,
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
 
+IDLE_S = 5.0
+"""A trainer that has not stepped for so long, and for four of its usual steps, is no member, in seconds."""
+
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
 
@@ -95,7 +98,7 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
     trainers = [p for p in swarm.alive(now) if p.phase == "training"]
     if base is None or not trainers:
         return Decision(None, "waiting for a peer that trains")
-    ready = [p for p in trainers if p.round == view.round and p.state == base and p.tokens > 0]
+    ready = [p for p in trainers if _ready(p, view.round, base)]
     done = sum(p.tokens for p in ready)
     if done < rules.round_tokens or not ready:
         return Decision(
@@ -107,6 +110,14 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
         return Decision(None, f"{', '.join(late)} still applying round {view.round}")
     reason = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {_names(ready)}"
     return Decision(_open(view, ready, base, rules, reason), reason)
+
+
+def _ready(progress: Progress, round_: int, base: str | None) -> bool:
+    """Whether a trainer can be a member: at the common state, and stepping. (One that stands still would
+    keep every round waiting for its cut; one that has just come has its first tokens by then.)
+    """
+    steps = progress.idle_s < max(IDLE_S, 4 * progress.step_s)
+    return progress.round == round_ and progress.state == base and steps
 
 
 def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, reason: str) -> Open:
@@ -220,11 +231,7 @@ def _reopen(view: RunView, swarm: Swarm, rules: Rules, now: float, why: str, exc
     """Open the round once more; local progress of everybody is still theirs, so nothing is lost."""
     assert view.open is not None
     base = swarm.majority(view.round, now)
-    ready = [
-        p
-        for p in swarm.alive(now)
-        if p.phase == "training" and p.round == view.round and p.state == base and p.tokens > 0
-    ]
+    ready = [p for p in swarm.alive(now) if p.phase == "training" and _ready(p, view.round, base)]
     if base is None or not ready:
         return Decision(None, f"{why}; waiting for a peer that trains")
     if exclude_stuck:

@@ -55,7 +55,7 @@ class World:
     round_tokens: int = 800
     outer: str = "nesterov"
     codec: str = "int8"
-    bound_s: float = 60.0
+    bound_s: float = 45.0
 
 
 @dataclass
@@ -97,9 +97,9 @@ class Simulation:
         self._born = 0
         self.referee = Referee(SIZE, self.recipe.rounds.parts, world.codec, self.fail)
         self._commit_seen = 0.0
-        self._calm = False
         self._announced: dict[str, set[str]] = {}
         self.deciding: set[str] = set()
+        self.reassigned: set[int] = set()
 
     # -- time and messages -----------------------------------------------------------------------
 
@@ -290,21 +290,21 @@ class Simulation:
         self.at(1.0, self._check_progress)
 
     def _check_end(self) -> None:
-        """After calm: everybody is at the head, and everything the run needs is still there (4)."""
+        """After calm everybody is at the head and trains."""
         head = max(p.core.view.round for p in self.living())
         for peer in self.living():
-            if peer.core.catchup.round < head - 1:
-                self.fail(
-                    f"{peer.name} stands at round {peer.core.catchup.round} of {head} after calm: "
-                    f"{peer.core.activity}"
-                )
-        if not self._calm:
-            self.fail("the calm never came")
+            core = peer.core
+            if core.catchup.round < head - 1 or core.phase != "training":
+                where = f"{core.phase} at round {core.catchup.round} of {head}"
+                self.fail(f"{peer.name} is {where} after calm: {core.activity}")
 
     def fail(self, text: str) -> None:
         """Raise with what is needed to see it again."""
         tail = "\n".join(f"  {t:8.2f} {who}: {words}" for t, who, words in self.outcome.notes[-40:])
-        raise InvariantBroken(f"seed {self.seed}, at {self.now:.2f} s: {text}\n{tail}")
+        again = f"Simulation({self.seed}, {self.world}).run()"
+        raise InvariantBroken(
+            f"seed {self.seed}, at {self.now:.2f} s: {text}\nto see it again: {again}\n{tail}"
+        )
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -324,11 +324,11 @@ class Simulation:
         self._check_end()
         view = max((p.core.view for p in self.living()), key=lambda v: v.sequence)
         self.outcome.rounds, self.outcome.tokens = view.round, view.tokens
-        self.outcome.reopened = view.reopened
+        self.outcome.reopened, self.outcome.reassigned = view.reopened, len(self.reassigned)
         return self.outcome
 
     def _calm_down(self) -> None:
-        self._calm, self.loss = True, 0.0
+        self.loss = 0.0
         self.cut_off.clear()
         self.hub_up = True
         for peer in self.living():

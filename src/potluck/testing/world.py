@@ -146,7 +146,7 @@ class SimPeer:
             if isinstance(body, Commit):
                 self.sim.committed(entry, self)
             elif isinstance(body, Reassign):
-                self.sim.outcome.reassigned += 1
+                self.sim.reassigned.add(sequence)
         self.poll()
 
     # -- training --------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ class Progress(Struct, frozen=True, kw_only=True):
 
     ``beat`` counts them, so that one that comes late is dropped; of two sessions the later sorts higher.
     ``since`` is the length of the ledger when the peer came. ``round`` is the last round applied, ``state``
-    its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``uplink`` is in bytes/s, 0
-    while unknown. ``held`` lists the results held of ``attempt`` of the open round, ``snapshots`` the
-    manifests held by round, ``parts_from`` the first round whose parts are still kept.
+    its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``idle_s`` is how long ago the
+    last step ended; ``uplink`` is in bytes/s, 0 while unknown. ``held`` lists the results held of
+    ``attempt`` of the open round, ``snapshots`` the manifests held by round, ``parts_from`` the first round
+    whose parts are still kept.
     """
 
     wire: int = WIRE
@@ -38,6 +39,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     steps: int = 0
     tokens_per_s: float = 0.0
     step_s: float = 0.0
+    idle_s: float = 0.0
     uplink: float = 0.0
     loss: float | None = None
     attempt: int = 0

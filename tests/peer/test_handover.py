@@ -1,0 +1,259 @@
+"""Where training and network meet: carries, cuts, and every token counted once."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from potluck.peer import handover as module
+from potluck.peer.dataplane import Carry, Vector, carried
+from potluck.peer.handover import EMA, CutRequest, Handover
+
+N = 8
+ZERO = np.zeros(N, np.float32)
+
+
+class Model:
+    """A model of eight parameters, and the cuts that were taken of it."""
+
+    def __init__(self) -> None:
+        self.local: Vector = ZERO.copy()
+        self.cuts: list[tuple[CutRequest, Vector, float]] = []
+        self.reads = 0
+        self.handover = Handover(lambda *cut: self.cuts.append(cut))
+
+    def step(self, tokens: float = 10.0, loss: float | None = None) -> None:
+        self.handover.stepped(tokens, loss)
+        self.handover.exchange(self.read, self.write)
+
+    def read(self) -> Vector:
+        self.reads += 1
+        return self.local.copy()
+
+    def write(self, carries: list[Carry], local: Vector) -> Vector:
+        self.local = carried(local, carries)
+        return self.local
+
+
+def request(attempt: int = 0, round_: int = 1) -> CutRequest:
+    return CutRequest(round_, attempt, 0)
+
+
+def weights(model: Model) -> list[float]:
+    return [weight for _, _, weight in model.cuts]
+
+
+def shared(value: float, *, included: bool = False, loaded: bool = False) -> Carry:
+    theta = np.full(N, value, np.float32)
+    return Carry(theta, None if loaded else ZERO, included)
+
+
+# -- tokens ------------------------------------------------------------------------------------------
+
+
+def test_a_cut_counts_what_was_done_since_the_last_one_that_counted() -> None:
+    model = Model()
+    model.step()
+    model.step()
+    assert (model.handover.work.tokens, model.handover.work.steps) == (20, 2)
+    model.handover.request(request())
+    model.step()
+    assert weights(model) == [30]
+    assert (model.handover.work.tokens, model.handover.work.steps) == (0, 0)
+    model.handover.offer(shared(1, included=True), included=True)
+    model.handover.request(request(round_=2))
+    model.step()
+    assert weights(model) == [30, 10]
+    assert model.handover.work.total_tokens == 40
+
+
+def test_what_was_not_included_counts_in_the_next_cut() -> None:
+    model = Model()
+    model.handover.request(request())
+    model.step()
+    model.handover.offer(shared(1), included=False)
+    model.step()
+    model.handover.request(request(round_=2))
+    model.step()
+    assert weights(model) == [10, 30]
+    model.handover.offer(shared(2, included=True), included=False)
+    model.handover.request(request(round_=3))
+    model.step()
+    assert weights(model) == [10, 30, 10], "the carry itself tells that it was included"
+
+
+def test_a_round_opened_again_counts_the_same_work_once() -> None:
+    model = Model()
+    model.handover.request(request())
+    model.step()
+    model.handover.request(request(attempt=1))
+    model.step()
+    model.handover.request(request(attempt=2))
+    model.step()
+    assert weights(model) == [10, 20, 30]
+    model.handover.offer(shared(1, included=True), included=True)
+    model.handover.request(request(round_=2))
+    model.step()
+    assert weights(model) == [10, 20, 30, 10]
+
+
+def test_a_newer_request_replaces_one_not_yet_met() -> None:
+    model = Model()
+    model.handover.request(request())
+    model.handover.request(request(attempt=1))
+    model.step()
+    assert [cut.attempt for cut, _, _ in model.cuts] == [1]
+    model.step()
+    assert len(model.cuts) == 1
+
+
+def test_a_loaded_state_and_a_reset_drop_local_work() -> None:
+    for drop in (
+        lambda handover: handover.offer(shared(5, loaded=True), included=False),
+        lambda handover: handover.reset(np.full(N, 5, np.float32)),
+    ):
+        model = Model()
+        model.handover.request(request())
+        model.step()
+        model.step()
+        drop(model.handover)
+        assert model.handover.work.tokens == model.handover.work.steps == 0
+        model.handover.request(request(round_=2))
+        model.handover.exchange(model.read, model.write)
+        assert weights(model) == [10, 0]
+        np.testing.assert_array_equal(model.local, 5)
+
+
+# -- states ------------------------------------------------------------------------------------------
+
+
+def test_new_states_are_taken_before_the_cut_and_in_order() -> None:
+    model = Model()
+    model.local += 1
+    model.handover.offer(Carry(np.full(N, 10, np.float32), ZERO), included=False)
+    model.handover.offer(Carry(np.full(N, 100, np.float32), np.full(N, 10, np.float32)), included=False)
+    model.handover.request(request())
+    model.step()
+    np.testing.assert_array_equal(model.local, 101)
+    np.testing.assert_array_equal(model.cuts[0][1], 101)
+
+
+def test_a_loaded_state_makes_those_before_it_void() -> None:
+    model = Model()
+    model.handover.offer(shared(1), included=False)
+    model.handover.offer(shared(7, loaded=True), included=False)
+    model.handover.offer(Carry(np.full(N, 8, np.float32), np.full(N, 7, np.float32)), included=False)
+    model.step()
+    np.testing.assert_array_equal(model.local, 8)
+
+
+def test_with_nothing_to_do_the_model_is_not_even_read() -> None:
+    model = Model()
+    assert not model.handover.pending
+    model.step()
+    assert model.reads == 0
+    model.handover.request(request())
+    assert model.handover.pending
+    model.step()
+    assert model.reads == 1
+    assert not model.handover.pending
+
+
+def test_what_came_before_training_began_is_taken_once() -> None:
+    model = Model()
+    model.handover.offer(shared(3, loaded=True), included=False)
+    assert model.handover.pending
+    [carry] = model.handover.wait_first()
+    np.testing.assert_array_equal(carry.theta, 3)
+    assert model.handover.wait_first() == []
+
+
+# -- means -------------------------------------------------------------------------------------------
+
+
+def test_speed_and_loss_are_running_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 102.0, 103.0, 103.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    model = Model()
+    model.step(10, 4.0)
+    work = model.handover.work
+    assert (work.step_s, work.tokens_per_s, work.loss) == (0.0, 0.0, 4.0), "one step has no duration yet"
+    model.step(10, 2.0)
+    work = model.handover.work
+    assert (work.step_s, work.tokens_per_s) == (2.0, 5.0)
+    assert work.loss == pytest.approx(4.0 + EMA * (2.0 - 4.0))
+    model.step(10)
+    work = model.handover.work
+    assert work.step_s == pytest.approx(2.0 + EMA * (1.0 - 2.0))
+    assert work.tokens_per_s == pytest.approx(5.0 + EMA * (10.0 - 5.0))
+    assert work.loss == pytest.approx(3.8), "a step without a loss changes none"
+    model.step(10)
+    assert model.handover.work.step_s == work.step_s, "the clock did not move"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_passes_once_training_has_recovered(bad: float) -> None:
+    model = Model()
+    for loss in (4.0, bad):
+        model.step(10, loss)
+    assert not math.isfinite(model.handover.work.loss or 0)
+    model.step(10, 3.0)
+    assert model.handover.work.loss == 3.0
+
+
+# -- threads -----------------------------------------------------------------------------------------
+
+
+def test_no_token_is_lost_or_counted_twice_between_two_threads() -> None:
+    """The network asks, includes and refuses as fast as it can while the trainer steps."""
+    model = Model()
+    steps, asked = 3000, 400
+    included: list[float] = []
+    taken = threading.Condition()
+    pending: list[float] = []
+
+    def take(cut: CutRequest, local: Vector, weight: float) -> None:
+        with taken:
+            pending.append(weight)
+            taken.notify()
+
+    model.handover = Handover(take)
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def network() -> None:
+        try:
+            for number in range(asked):
+                model.handover.request(request(round_=number))
+                with taken:
+                    assert taken.wait_for(lambda: pending or done.is_set(), timeout=30)
+                    if not pending:
+                        return
+                    weight = pending.pop()
+                counts = number % 3 != 0
+                if counts:
+                    included.append(weight)
+                model.handover.offer(shared(0, included=counts), included=counts)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=network)
+    thread.start()
+    for _ in range(steps):
+        model.step(1.0)
+    done.set()
+    with taken:
+        taken.notify()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert not failures
+    rest = pending[-1:] if pending else []
+    model.handover.request(request(round_=10**6))
+    model.step(1.0)
+    left = pending[-1]
+    assert model.handover.work.total_tokens == steps + 1
+    assert sum(included) + left == steps + 1, rest
+    assert len(included) > 0

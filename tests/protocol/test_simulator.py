@@ -1,0 +1,349 @@
+"""Whole swarms in virtual time: hundreds of seeds of a rough world, and the scenarios one can name.
+
+A failing seed tells how to see it again. Once mended it goes to ``REGRESSIONS``, with what it found.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from potluck.peer.dataplane import Carry, DataPlane
+from potluck.protocol import steward
+from potluck.protocol.core import PeerCore
+from potluck.protocol.steward import Decision
+from potluck.store.contents import MemoryStore
+from potluck.testing.simulator import InvariantBroken, Simulation, World
+from potluck.wire.codec import digest
+from potluck.wire.records import Commit, Member
+
+SEEDS = 500
+WORKERS = 2
+
+CALM = World(
+    loss=0.0, crashes=0, joins=0, pauses=0, partitions=0, hub_outages=0, torn=0, divergences=0, calm_s=1.0
+)
+
+
+def world(seed: int) -> World:
+    """The world of a seed: two to six peers, either outer optimizer and codec, every other one rougher."""
+    some = World(
+        peers=2 + seed % 5,
+        outer="nesterov" if seed % 2 else "average",
+        codec="fp32" if seed % 3 == 0 else "int8",
+        duration_s=40.0,
+        calm_s=30.0,
+    )
+    if seed % 4 < 2:
+        return some
+    return replace(some, crashes=6, joins=4, pauses=3, partitions=3, torn=3, divergences=1)
+
+
+def broken(seed: int) -> str | None:
+    """What goes wrong in the world of a seed, if anything does."""
+    try:
+        Simulation(seed, world(seed)).run()
+    except AssertionError as error:
+        return f"{error}" if isinstance(error, InvariantBroken) else f"seed {seed}: {error!r}"
+    return None
+
+
+# -- many seeds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_hundreds_of_rough_worlds() -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+        failures = [text for text in pool.map(broken, range(SEEDS), chunksize=10) if text is not None]
+    assert not failures, f"{len(failures)} of {SEEDS} seeds fail:\n\n" + "\n\n".join(failures[:3])
+
+
+REGRESSIONS: list[tuple[int, World]] = []
+
+
+@pytest.mark.parametrize(("seed", "rough"), REGRESSIONS)
+def test_a_seed_that_once_failed(seed: int, rough: World) -> None:
+    Simulation(seed, rough).run()
+
+
+# -- the same seed -----------------------------------------------------------------------------------
+
+NOTES = """
+from tests.protocol.test_simulator import notes
+print(notes({seed}))
+"""
+
+
+def notes(seed: int) -> str:
+    """Digest of everything that was said in a world, and when."""
+    outcome = Simulation(seed, world(seed)).run()
+    assert len(outcome.notes) > 50
+    return digest(repr(outcome.notes).encode())
+
+
+def test_the_same_seed_gives_the_same_run_here_and_in_other_processes() -> None:
+    here = notes(3)
+    assert notes(3) == here
+    assert notes(7) != here
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        there = subprocess.run(
+            [sys.executable, "-c", NOTES.format(seed=3)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert there.stdout.strip() == here
+
+
+# -- joining -----------------------------------------------------------------------------------------
+
+
+def first_rounds(sim: Simulation, member: Member) -> Iterator[int]:
+    """Rounds that committed with a member, in order."""
+    return (round_ for round_, seen in sorted(sim.referee.commits.items()) if member in seen.members)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_joiner_is_a_member_within_two_rounds(seed: int) -> None:
+    sim = Simulation(seed, replace(CALM, peers=1 + seed % 4, duration_s=40.0))
+    joined: list[tuple[int, Member]] = []
+
+    def join() -> None:
+        known = set(sim.peers)
+        sim.spawn(MemoryStore())
+        [newcomer] = set(sim.peers) - known
+        in_flight = max((p.core.view.round + (p.core.view.open is not None) for p in sim.living()), default=0)
+        joined.append((in_flight, sim.peers[newcomer].me))
+
+    sim.at(10 + seed * 0.37, join)
+    sim.run()
+    [(in_flight, newcomer)] = joined
+    assert next(first_rounds(sim, newcomer)) <= in_flight + 2
+
+
+# -- deaths ------------------------------------------------------------------------------------------
+
+DEATH = replace(CALM, peers=6, duration_s=14.0, round_tokens=600)
+GRID_S = 0.2
+
+
+def a_round() -> tuple[float, float]:
+    """When a round of that world is committed, and the next one."""
+    sim = Simulation(11, DEATH)
+    sim.run()
+    times = [seen.at for seen in sim.referee.commits.values()]
+    return times[2], times[3]
+
+
+def opened_at() -> float:
+    """When a round of that world is opened."""
+    sim = Simulation(11, DEATH)
+    sim.run()
+    return next(at for at, _, text in sim.outcome.notes if text.startswith("round 4 opened"))
+
+
+def death(place: int, at_s: float) -> tuple[float, set[Member], set[Member]]:
+    """One peer dies: how long until the next commit, who is in every part of it, and who survived."""
+    sim = Simulation(11, replace(DEATH, duration_s=at_s + 12))
+    sim.at(at_s, lambda: sim.kill(sim.living()[place]))
+    sim.run()
+    survivors = {peer.me for peer in sim.living()}
+    seen = next((seen for _, seen in sorted(sim.referee.commits.items()) if seen.at > at_s), None)
+    if seen is None:
+        return float("inf"), set(), survivors
+    contributors = set.intersection(
+        *({seen.members[index] for index, _ in info.contributors} for info in seen.commit.parts)
+    )
+    return seen.at - at_s, contributors, survivors
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_after_the_death_of_any_one_peer_at_any_time_the_next_round_has_every_survivor(place: int) -> None:
+    """Reducer or not (there are five parts), steward or not, in each phase of a round."""
+    begins, ends = a_round()
+    assert 1.0 < ends - begins < 6.0
+    failures = []
+    for tick in range(int((ends - begins) / GRID_S) + 1):
+        at_s = begins + tick * GRID_S
+        took_s, contributors, survivors = death(place, at_s)
+        if took_s > 10.0 or not survivors <= contributors:
+            missing = sorted(member.peer[:4] for member in survivors - contributors)
+            failures.append(f"death at {at_s:.1f} s: committed {took_s:.1f} s later, without {missing}")
+    assert not failures
+
+
+def test_a_swarm_that_died_goes_on_from_any_one_disk() -> None:
+    for place in range(3):
+        sim = Simulation(5, replace(CALM, peers=3, duration_s=70.0, round_tokens=400))
+        reached: list[int] = []
+
+        def die(sim: Simulation = sim, place: int = place, reached: list[int] = reached) -> None:
+            reached.append(max(sim.referee.commits))
+            last = sim.living()[place]
+            for peer in sim.living():
+                sim.kill(peer)
+            sim.spawn(last.store, peer=last.me.peer)
+
+        sim.at(30.0, die)
+        sim.run()
+        assert reached[0] > 6, "there are snapshots and commits to come back to"
+        assert max(sim.referee.commits) > reached[0] + 3
+
+
+# -- what nobody must lose ---------------------------------------------------------------------------
+
+
+def test_with_the_hub_away_peers_train_on_and_no_work_is_lost() -> None:
+    for seed in range(4):
+        sim = Simulation(seed, replace(CALM, peers=3, hub_outages=4, calm_s=30.0))
+        sim.run()
+        assert sum(life.lost for life in sim.referee.lives.values()) == 0
+        assert len(sim.referee.lives) == 3
+
+
+def test_every_token_of_a_calm_world_is_counted_once() -> None:
+    sim = Simulation(2, replace(CALM, peers=4))
+    outcome = sim.run()
+    lives = sim.referee.lives.values()
+    assert abs(outcome.tokens - sum(life.included for life in lives)) <= 2 * outcome.rounds
+    assert outcome.tokens > 0.8 * sum(life.tokens for life in lives)
+    assert all(life.lost == 0 for life in lives)
+
+
+def test_progress_that_is_all_zero_goes_through_like_any_other() -> None:
+    """Every part of every round then has the same bytes."""
+    sim = Simulation(1, replace(CALM, peers=3, learning=0.0, duration_s=30.0))
+    outcome = sim.run()
+    assert outcome.rounds >= 5
+    assert outcome.reopened == 0
+
+
+def test_peers_of_which_no_two_reach_each_other_do_not_block_the_run() -> None:
+    sim = Simulation(4, replace(CALM, peers=3, duration_s=150.0, calm_s=40.0, bound_s=80.0))
+    for at_s in range(5, 150):
+        sim.at(at_s, lambda: sim.cut_off.update(_pairs(sim)))
+    sim.run()
+    assert len([seen for seen in sim.referee.commits.values() if 10 < seen.at < 150]) >= 3
+
+
+def _pairs(sim: Simulation) -> set[frozenset[str]]:
+    return {frozenset((a, b)) for a in sim.peers for b in sim.peers if a != b}
+
+
+def test_a_peer_whose_memory_was_damaged_notices_and_rejoins() -> None:
+    sim = Simulation(6, replace(CALM, peers=3, duration_s=60.0))
+    wrong: list[tuple[str, int]] = []
+    honest = sim.referee.state
+
+    def state(name: str, round_: int, digest: str) -> None:
+        try:
+            honest(name, round_, digest)
+        except InvariantBroken:
+            wrong.append((name, round_))
+
+    def flip() -> None:
+        plane = sim.living()[1]._state.plane  # type: ignore[union-attr]
+        assert plane is not None
+        plane.theta[3] += np.float32(1)
+
+    sim.referee.state = state  # type: ignore[method-assign]
+    sim.referee.boundary = lambda *_: None  # type: ignore[method-assign]
+    sim.at(30.0, flip)
+    sim.run()
+    victim = sim.living()[1]
+    assert [name for name, _ in wrong] == [victim.name]
+    told = [text for _, name, text in sim.outcome.notes if name == victim.name]
+    assert any("taking the state from the others again" in text for text in told)
+    assert max(first_rounds(sim, victim.me)) > wrong[0][1] + 2
+
+
+# -- the referee can say no --------------------------------------------------------------------------
+
+
+def _drifting(apply: Callable[..., Carry]) -> Callable[..., Carry]:
+    def broken_apply(self: DataPlane, commit: Commit, raws: Any, index: int | None) -> Carry:
+        carry = apply(self, commit, raws, index)
+        self.theta[0] += np.float32(index == 0)
+        return carry
+
+    return broken_apply
+
+
+def _forgetting(apply: Callable[..., Carry]) -> Callable[..., Carry]:
+    def broken_apply(self: DataPlane, commit: Commit, raws: Any, index: int | None) -> Carry:
+        before = self.theta.copy()
+        carry = apply(self, commit, raws, index)
+        return replace(carry, origin=before)
+
+    return broken_apply
+
+
+def _doubling(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    def broken_reduce(self: DataPlane, part: int, contributions: Any) -> Any:
+        raw, info, refused = reduce(self, part, [*contributions, contributions[-1]])
+        named = tuple(dict(info.contributors).items())
+        return raw, type(info)(info.part, info.digest, info.size, named), refused
+
+    return broken_reduce
+
+
+def _dropping(recorded: Callable[..., Any]) -> Callable[..., Any]:
+    def broken_drop(self: PeerCore) -> Any:
+        commits, self.view.commits = self.view.commits, {}
+        try:
+            return recorded(self)
+        finally:
+            self.view.commits = commits
+
+    return broken_drop
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "breaking", "said"),
+    [
+        (DataPlane, "apply", _drifting, "has state"),
+        (DataPlane, "apply", _forgetting, "from its shared state and its own progress"),
+        (DataPlane, "reduce", _doubling, "from the mean of its contributors"),
+        (PeerCore, "_drop", _dropping, "was committed, and nobody has it"),
+    ],
+)
+def test_a_broken_system_is_caught(
+    monkeypatch: pytest.MonkeyPatch, owner: type, method: str, breaking: Any, said: str
+) -> None:
+    monkeypatch.setattr(owner, method, breaking(getattr(owner, method)))
+    with pytest.raises(InvariantBroken, match=said) as caught:
+        Simulation(3, replace(CALM, peers=3)).run()
+    assert "to see it again: Simulation(3, World(peers=3, " in str(caught.value)
+
+
+def test_rounds_that_never_end_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = opened_at() + 0.3
+    monkeypatch.setattr(steward, "_replace", lambda *_: Decision(None, "never"))
+    took_s = [death(place, at)[0] for place in range(6)]
+    assert max(took_s) > 10.0
+    monkeypatch.setattr(steward, "_reopen", lambda *_, **__: Decision(None, "never"))
+    sim = Simulation(11, replace(DEATH, duration_s=80.0))
+    sim.at(at, lambda: sim.kill(sim.living()[took_s.index(max(took_s))]))
+    with pytest.raises(InvariantBroken, match="no commit for 45 s"):
+        sim.run()
+
+
+def test_a_seed_that_fails_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DataPlane, "apply", _drifting(DataPlane.apply))
+    failure = next(filter(None, map(broken, range(3))))
+    again = failure.partition("to see it again: ")[2].partition("\n")[0]
+    seed = int(failure.partition("seed ")[2].partition(",")[0])
+    assert again == f"Simulation({seed}, {world(seed)}).run()"
