@@ -199,6 +199,12 @@ def test_blanket_excepts_reraise(path: Path) -> None:
                 assert raises, f"{path}:{node.lineno} swallows {caught}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_cancellations_get_through(path: Path) -> None:
+    """Until Python 3.12 ``asyncio.wait_for`` swallows one that meets the end of what it awaits."""
+    assert "asyncio.wait_for(" not in path.read_text("utf-8"), "use asyncio.timeout"
+
+
 @pytest.mark.parametrize(
     "path", [p for p in EVERYTHING if "tests" in p.parts], ids=lambda p: str(p.relative_to(ROOT))
 )

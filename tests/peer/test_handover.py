@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import queue
 import threading
 
 import numpy as np
@@ -152,20 +153,30 @@ def test_a_loaded_state_makes_those_before_it_void() -> None:
 
 def test_with_nothing_to_do_the_model_is_not_even_read() -> None:
     model = Model()
-    assert not model.handover.pending
     model.step()
     assert model.reads == 0
     model.handover.request(request())
-    assert model.handover.pending
     model.step()
     assert model.reads == 1
-    assert not model.handover.pending
+    model.step()
+    assert model.reads == 1
+
+
+def test_a_request_can_be_withdrawn_until_it_is_met() -> None:
+    model = Model()
+    assert model.handover.withdraw() is None
+    model.handover.request(request())
+    assert model.handover.withdraw() == request()
+    model.step()
+    assert model.cuts == []
+    model.handover.request(request(attempt=1))
+    model.step()
+    assert model.handover.withdraw() is None
 
 
 def test_what_came_before_training_began_is_taken_once() -> None:
     model = Model()
     model.handover.offer(shared(3, loaded=True), included=False)
-    assert model.handover.pending
     [carry] = model.handover.wait_first()
     np.testing.assert_array_equal(carry.theta, 3)
     assert model.handover.wait_first() == []
@@ -175,7 +186,7 @@ def test_what_came_before_training_began_is_taken_once() -> None:
 
 
 def test_speed_and_loss_are_running_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([100.0, 102.0, 103.0, 103.0])
+    times = iter([90.0, 100.0, 102.0, 103.0, 103.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
     model = Model()
     model.step(10, 4.0)
@@ -194,6 +205,20 @@ def test_speed_and_loss_are_running_means(monkeypatch: pytest.MonkeyPatch) -> No
     assert model.handover.work.step_s == work.step_s, "the clock did not move"
 
 
+def test_a_trainer_is_idle_since_its_last_step_or_since_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    model = Model()
+    now[0] = 13.0
+    assert model.handover.idle_s == 3.0
+    model.handover.begin()
+    assert model.handover.idle_s == 0.0
+    now[0] = 15.0
+    model.step()
+    now[0] = 19.0
+    assert model.handover.idle_s == 4.0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_passes_once_training_has_recovered(bad: float) -> None:
     model = Model()
@@ -209,51 +234,34 @@ def test_a_loss_that_is_no_number_passes_once_training_has_recovered(bad: float)
 
 def test_no_token_is_lost_or_counted_twice_between_two_threads() -> None:
     """The network asks, includes and refuses as fast as it can while the trainer steps."""
-    model = Model()
-    steps, asked = 3000, 400
-    included: list[float] = []
-    taken = threading.Condition()
-    pending: list[float] = []
-
-    def take(cut: CutRequest, local: Vector, weight: float) -> None:
-        with taken:
-            pending.append(weight)
-            taken.notify()
-
-    model.handover = Handover(take)
+    model, cuts, included = Model(), queue.Queue[float](), []
+    model.handover = Handover(lambda cut, local, weight: cuts.put(weight))
     done = threading.Event()
     failures: list[BaseException] = []
 
     def network() -> None:
         try:
-            for number in range(asked):
+            for number in range(300):
                 model.handover.request(request(round_=number))
-                with taken:
-                    assert taken.wait_for(lambda: pending or done.is_set(), timeout=30)
-                    if not pending:
-                        return
-                    weight = pending.pop()
-                counts = number % 3 != 0
-                if counts:
+                weight = cuts.get(timeout=30)
+                if number % 3:
                     included.append(weight)
-                model.handover.offer(shared(0, included=counts), included=counts)
+                model.handover.offer(shared(0, included=bool(number % 3)), included=False)
         except BaseException as error:
             failures.append(error)
+        finally:
+            done.set()
 
     thread = threading.Thread(target=network)
     thread.start()
-    for _ in range(steps):
+    steps = 0
+    while not done.is_set():
         model.step(1.0)
-    done.set()
-    with taken:
-        taken.notify()
-    thread.join(30)
-    assert not thread.is_alive()
+        steps += 1
+    thread.join()
     assert not failures
-    rest = pending[-1:] if pending else []
-    model.handover.request(request(round_=10**6))
+    model.handover.request(request(round_=1000))
     model.step(1.0)
-    left = pending[-1]
     assert model.handover.work.total_tokens == steps + 1
-    assert sum(included) + left == steps + 1, rest
-    assert len(included) > 0
+    assert sum(included) + cuts.get(timeout=0) == steps + 1
+    assert len(included) == 200

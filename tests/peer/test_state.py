@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -227,10 +226,10 @@ def test_a_part_that_was_torn_is_missing_and_the_round_can_be_applied_once_it_is
 
 
 @pytest.fixture
-def written(pair: tuple[PeerState, PeerState]) -> Iterator[tuple[PeerState, Snapshot]]:
+def written(pair: tuple[PeerState, PeerState]) -> tuple[PeerState, Snapshot]:
     commit = reduced(pair)
     pair[0].apply(commit)
-    yield pair[0], pair[0].write_snapshot()
+    return pair[0], pair[0].write_snapshot()
 
 
 def move(snapshot: Snapshot, source: PeerState, target: PeerState) -> None:

@@ -30,7 +30,16 @@ SEEDS = 500
 WORKERS = 2
 
 CALM = World(
-    loss=0.0, crashes=0, joins=0, pauses=0, partitions=0, hub_outages=0, torn=0, divergences=0, calm_s=1.0
+    loss=0.0,
+    crashes=0,
+    joins=0,
+    pauses=0,
+    partitions=0,
+    hub_outages=0,
+    torn=0,
+    divergences=0,
+    stalls=0,
+    calm_s=1.0,
 )
 
 
@@ -45,7 +54,7 @@ def world(seed: int) -> World:
     )
     if seed % 4 < 2:
         return some
-    return replace(some, crashes=6, joins=4, pauses=3, partitions=3, torn=3, divergences=1)
+    return replace(some, crashes=6, joins=4, pauses=3, partitions=3, torn=3, divergences=1, stalls=2)
 
 
 def broken(seed: int) -> str | None:

@@ -61,7 +61,12 @@ class Look:
         reason = f"skipped: {skipped}" if skipped else body.reason
         kind = type(body).__name__.lower()
         self.events.append(
-            {"sequence": entry.sequence, "record": kind, "round": body.round, "reason": reason}
+            {
+                "sequence": entry.sequence,
+                "record": kind,
+                "round": getattr(body, "round", None),
+                "reason": reason,
+            }
         )
 
     @property

@@ -7,6 +7,7 @@ batch is over. No consumer has to be kept or rebuilt, so after a restart of the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
@@ -154,10 +155,9 @@ class NatsLedger(Ledger):
                     await replies.unsubscribe()
 
     async def changed(self, timeout_s: float) -> None:
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
 
     async def _appended(self, _: Msg) -> None:
         self._changed.set()

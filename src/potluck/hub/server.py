@@ -205,7 +205,9 @@ class NatsServer:
         if process is None:
             return
         try:
-            await asyncio.wait_for(process.wait(), STOP_S)
+            # Not wait_for: until Python 3.12 it swallows a cancellation that meets the end of what it awaits.
+            async with asyncio.timeout(STOP_S):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()
@@ -254,7 +256,8 @@ async def _version(program: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), START_S)
+        async with asyncio.timeout(START_S):
+            said, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()
@@ -269,7 +272,8 @@ async def _answers(address: tuple[str, int]) -> bool:
     except OSError:
         return False
     try:
-        return (await asyncio.wait_for(reader.readline(), 1.0)).startswith(b"INFO ")
+        async with asyncio.timeout(1.0):
+            return (await reader.readline()).startswith(b"INFO ")
     except (OSError, ValueError):
         return False
     finally:

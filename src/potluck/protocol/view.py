@@ -21,6 +21,7 @@ from potluck.wire.records import (
     PartInfo,
     Reassign,
     Snapshot,
+    Unreadable,
     chunk_sizes,
 )
 
@@ -69,6 +70,8 @@ class RunView:
         assert entry.sequence == self.sequence + 1, "the chain hands records over in order"
         self.sequence = entry.sequence
         body = entry.record.body
+        if isinstance(body, Unreadable):
+            return body.reason
         if isinstance(body, Genesis):
             return self._genesis(body)
         if self.genesis is None:

@@ -35,8 +35,8 @@ SIZE = 40
 class World:
     """How unkind the world is. Rates are per simulated minute, delays in seconds.
 
-    ``divergences`` are models that become NaN, ``torn`` files that disappear. ``learning`` is how much a
-    step changes a model.
+    ``divergences`` are models that become NaN, ``stalls`` trainers that stand still while their network goes
+    on, ``torn`` files that disappear. ``learning`` is how much a step changes a model.
     """
 
     peers: int = 4
@@ -51,6 +51,7 @@ class World:
     hub_outages: float = 0.5
     torn: float = 1.0
     divergences: float = 0.5
+    stalls: float = 0.5
     learning: float = 0.01
     round_tokens: int = 800
     outer: str = "nesterov"
@@ -212,6 +213,7 @@ class Simulation:
             (world.hub_outages, self._some_outage),
             (world.torn, self._some_torn_file),
             (world.divergences, self._some_divergence),
+            (world.stalls, self._some_stall),
         ]
         for rate, action in kinds:
             for _ in range(self._poisson(rate * minutes)):
@@ -263,6 +265,9 @@ class Simulation:
         if len(self.peers) > 1:
             self.random.choice(self.living()).diverge()
 
+    def _some_stall(self) -> None:
+        self.random.choice(self.living()).stall(self.random.uniform(2, 20))
+
     # -- invariants ------------------------------------------------------------------------------
 
     def committed(self, entry: Entry, peer: SimPeer) -> None:
@@ -276,8 +281,8 @@ class Simulation:
             self.referee.committed(self.now, body, view.members[body.round], raws)
 
     def _check_progress(self) -> None:
-        """Invariant 5: with the hub there and one peer that trains, rounds commit within a bounded time."""
-        training = [p for p in self.living() if p.core.phase == "training" and not p.paused]
+        """Invariant 5: with the hub there and one peer that steps, rounds commit within a bounded time."""
+        training = [p for p in self.living() if p.core.phase == "training" and p.steps]
         if not self.hub_up or not training:
             self._commit_seen = max(self._commit_seen, self.now)
         waited_s = self.now - self._commit_seen

@@ -55,6 +55,8 @@ class SimPeer:
         self._local: Vector | None = None
         self._shared: Vector
         self._diverged = False
+        self._stalled_until = 0.0
+        self._stepped_at = sim.now
         self._carries: list[Carry] = []
         self._cut: tuple[int, int] | None = None
         self._rng = np.random.default_rng(int(me.peer[:8], 16))
@@ -111,6 +113,7 @@ class SimPeer:
             since=int(self.me.session, 16),
             tokens=self._tokens,
             step_s=STEP_S,
+            idle_s=self.sim.now - self._stepped_at,
             loss=loss,
         )
         self.sim.broadcast(self.core.announcement(base, self.sim.now))
@@ -153,6 +156,10 @@ class SimPeer:
 
     def _step(self) -> None:
         """One inner step, after the boundary at which state and cuts are exchanged with the trainer."""
+        self.later(max(STEP_S, self._stalled_until - self.sim.now), self._step)
+        if not self.steps:
+            return
+        self._stepped_at = self.sim.now
         if self._local is None and self._carries:
             self._local = self._shared = self._carries[-1].theta
             self._carries.clear()
@@ -164,7 +171,6 @@ class SimPeer:
             self._local = self._local + np.float32(self.sim.world.learning) * (noise - self._local)
             self._tokens += self._speed * STEP_S
             self.sim.referee.steps(self.me, self._local - before, self._speed * STEP_S)
-        self.later(STEP_S, self._step)
 
     def _take(self, carry: Carry) -> None:
         """A new shared state is here; the model gets it at the next boundary."""
@@ -175,6 +181,15 @@ class SimPeer:
         elif carry.included:
             self._in_flight = 0.0
         self._carries.append(carry)
+
+    @property
+    def steps(self) -> bool:
+        """Whether training goes on here."""
+        return not self.paused and self.sim.now >= self._stalled_until
+
+    def stall(self, seconds: float) -> None:
+        """The trainer stands still, as one that evaluates does."""
+        self._stalled_until = self.sim.now + seconds
 
     def diverge(self) -> None:
         """The model becomes NaN."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from potluck.errors import CorruptData
+from potluck.errors import CorruptData, ProtocolError
 from potluck.wire.codec import decode, digest, encode
 
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
@@ -142,7 +142,13 @@ class Finish(Struct, frozen=True, tag=True):
     reason: Reason
 
 
-Body = Genesis | Open | Reassign | Commit | Snapshot | Finish
+class Unreadable(Struct, frozen=True, tag=True):
+    """What stands in the ledger and is no record: garbage, or a later release's. Everybody skips it."""
+
+    reason: Reason
+
+
+Body = Genesis | Open | Reassign | Commit | Snapshot | Finish | Unreadable
 
 
 class Record(Struct, frozen=True):
@@ -169,15 +175,17 @@ class Chain:
         self.head = ZERO
 
     def follow(self, sequence: int, raw: bytes) -> Entry:
-        """The record at ``sequence``, checked to be the next one.
+        """The record at ``sequence``, checked to be the next one; ``Unreadable`` if the bytes are none.
 
         Raises:
-            ProtocolError: the bytes are not a record.
             CorruptData: a record is missing, repeated, or does not name the one before.
         """
         if sequence != self.sequence + 1:
             raise CorruptData(f"ledger record {sequence} came where {self.sequence + 1} was due")
-        record: Record = decode(raw, Record)
+        try:
+            record: Record = decode(raw, Record)
+        except ProtocolError as error:
+            record = Record(self.head, ZERO, Unreadable(f"it can't be read: {error}"[:2000]))
         if record.previous != self.head:
             raise CorruptData(
                 f"ledger record {sequence} names {record.previous[:12]} as the one before it, not "
