@@ -113,7 +113,7 @@ class Peer:
         return self.state.plane.digest
 
     def apply(self, commit: Commit) -> None:
-        self.handover.offer(self.state.apply(commit), included=True)
+        self.handover.offer(self.state.apply(commit))
         self.state.forget_round()
         self.state.store.keep_only(set())
 

@@ -64,7 +64,7 @@ def test_a_cut_counts_what_was_done_since_the_last_one_that_counted() -> None:
     model.step()
     assert weights(model) == [30]
     assert (model.handover.work.tokens, model.handover.work.steps) == (0, 0)
-    model.handover.offer(shared(1, included=True), included=True)
+    model.handover.offer(shared(1, included=True))
     model.handover.request(request(round_=2))
     model.step()
     assert weights(model) == [30, 10]
@@ -75,12 +75,12 @@ def test_what_was_not_included_counts_in_the_next_cut() -> None:
     model = Model()
     model.handover.request(request())
     model.step()
-    model.handover.offer(shared(1), included=False)
+    model.handover.offer(shared(1))
     model.step()
     model.handover.request(request(round_=2))
     model.step()
     assert weights(model) == [10, 30]
-    model.handover.offer(shared(2, included=True), included=False)
+    model.handover.offer(shared(2, included=True))
     model.handover.request(request(round_=3))
     model.step()
     assert weights(model) == [10, 30, 10], "the carry itself tells that it was included"
@@ -95,7 +95,7 @@ def test_a_round_opened_again_counts_the_same_work_once() -> None:
     model.handover.request(request(attempt=2))
     model.step()
     assert weights(model) == [10, 20, 30]
-    model.handover.offer(shared(1, included=True), included=True)
+    model.handover.offer(shared(1, included=True))
     model.handover.request(request(round_=2))
     model.step()
     assert weights(model) == [10, 20, 30, 10]
@@ -113,7 +113,7 @@ def test_a_newer_request_replaces_one_not_yet_met() -> None:
 
 def test_a_loaded_state_and_a_reset_drop_local_work() -> None:
     for drop in (
-        lambda handover: handover.offer(shared(5, loaded=True), included=False),
+        lambda handover: handover.offer(shared(5, loaded=True)),
         lambda handover: handover.reset(np.full(N, 5, np.float32)),
     ):
         model = Model()
@@ -134,8 +134,8 @@ def test_a_loaded_state_and_a_reset_drop_local_work() -> None:
 def test_new_states_are_taken_before_the_cut_and_in_order() -> None:
     model = Model()
     model.local += 1
-    model.handover.offer(Carry(np.full(N, 10, np.float32), ZERO), included=False)
-    model.handover.offer(Carry(np.full(N, 100, np.float32), np.full(N, 10, np.float32)), included=False)
+    model.handover.offer(Carry(np.full(N, 10, np.float32), ZERO))
+    model.handover.offer(Carry(np.full(N, 100, np.float32), np.full(N, 10, np.float32)))
     model.handover.request(request())
     model.step()
     np.testing.assert_array_equal(model.local, 101)
@@ -144,9 +144,9 @@ def test_new_states_are_taken_before_the_cut_and_in_order() -> None:
 
 def test_a_loaded_state_makes_those_before_it_void() -> None:
     model = Model()
-    model.handover.offer(shared(1), included=False)
-    model.handover.offer(shared(7, loaded=True), included=False)
-    model.handover.offer(Carry(np.full(N, 8, np.float32), np.full(N, 7, np.float32)), included=False)
+    model.handover.offer(shared(1))
+    model.handover.offer(shared(7, loaded=True))
+    model.handover.offer(Carry(np.full(N, 8, np.float32), np.full(N, 7, np.float32)))
     model.step()
     np.testing.assert_array_equal(model.local, 8)
 
@@ -176,7 +176,7 @@ def test_a_request_can_be_withdrawn_until_it_is_met() -> None:
 
 def test_what_came_before_training_began_is_taken_once() -> None:
     model = Model()
-    model.handover.offer(shared(3, loaded=True), included=False)
+    model.handover.offer(shared(3, loaded=True))
     [carry] = model.handover.wait_first()
     np.testing.assert_array_equal(carry.theta, 3)
     assert model.handover.wait_first() == []
@@ -246,7 +246,7 @@ def test_no_token_is_lost_or_counted_twice_between_two_threads() -> None:
                 weight = cuts.get(timeout=30)
                 if number % 3:
                     included.append(weight)
-                model.handover.offer(shared(0, included=bool(number % 3)), included=False)
+                model.handover.offer(shared(0, included=bool(number % 3)))
         except BaseException as error:
             failures.append(error)
         finally:

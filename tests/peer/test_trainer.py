@@ -243,7 +243,7 @@ def test_a_new_state_carries_the_models_own_progress_over() -> None:
     loop.step(torch.ones(5, 3))
     progress = loop.trainer.read() - origin
     theta = origin + 7
-    loop.handover.offer(Carry(theta, origin), included=False)
+    loop.handover.offer(Carry(theta, origin))
     before = loop.trainer.read()
     loop.optimizer.zero_grad()
     loop.optimizer.step()
@@ -256,7 +256,7 @@ def test_the_optimizers_own_state_is_left_alone() -> None:
     loop = Loop(model, torch.optim.AdamW(model.parameters(), lr=0.1))
     loop.step(torch.ones(5, 3))
     moment = loop.optimizer.state[model.weight]["exp_avg"].clone()
-    loop.handover.offer(Carry(np.zeros(8, np.float32), None), included=False)
+    loop.handover.offer(Carry(np.zeros(8, np.float32), None))
     loop.trainer.meet()
     np.testing.assert_array_equal(loop.trainer.read(), 0)
     assert torch.equal(loop.optimizer.state[model.weight]["exp_avg"], moment)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from potluck.protocol.view import KEEP_SNAPSHOTS, MAX_WEIGHT, RunView
 from potluck.wire.codec import WIRE
-from potluck.wire.records import Body, Finish, PartInfo
+from potluck.wire.records import Body, Finish, PartInfo, Unreadable
 
 from .support import Ledger, blob, committed, genesis, member, moved, opened, result, snapshot, view_of
 
@@ -23,6 +23,8 @@ OVER = Finish(0, "enough")
         ([], OPEN, "it comes before the genesis"),
         ([], snapshot(0), "it comes before the genesis"),
         ([], genesis(wire=WIRE + 1), f"it is of wire version {WIRE + 1}, and this release speaks {WIRE}"),
+        ([], Unreadable("it can't be read: garbage"), "it can't be read: garbage"),
+        ([GENESIS], Unreadable("it can't be read: garbage"), "it can't be read: garbage"),
         ([GENESIS], genesis(), "the run has a genesis already"),
         ([GENESIS, OVER], OPEN, "the run is over"),
         ([GENESIS, OVER], OVER, "the run is over"),

@@ -38,7 +38,7 @@ from potluck.protocol.effects import (
 from potluck.wire.codec import digest
 from potluck.wire.messages import Answer, PushContribution, PushResult, Request
 from potluck.wire.messages import Fetch as FetchRequest
-from potluck.wire.records import Chain, Commit, Member
+from potluck.wire.records import Chain, Member
 
 T = TypeVar("T")
 
@@ -247,9 +247,8 @@ class Actions:
         try:
             if isinstance(effect, Apply):
                 carry = await self.work(self.state.apply, effect.commit)
-                included = self._included(effect.commit)
             else:
-                carry, included = await self.work(self.state.load, effect.snapshot), False
+                carry = await self.work(self.state.load, effect.snapshot)
         except Missing as missing:
             self.core.missing(missing.digests)
         except CorruptData as error:
@@ -257,21 +256,15 @@ class Actions:
             await asyncio.sleep(AILING_S)
             self.core.missing(())
         else:
-            await self.took(carry, included=included, loaded=loaded)
+            await self.took(carry, loaded=loaded)
         self._changed()
 
-    async def took(self, carry: Carry, *, included: bool, loaded: bool) -> None:
+    async def took(self, carry: Carry, *, loaded: bool) -> None:
         """A new shared state is ours: hand it to the trainer, and report it."""
         assert self.state.plane is not None
         state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
-        self.handover.offer(carry, included=included)
+        self.handover.offer(carry)
         self.core.applied(self.state.plane.round, state, loaded)
-
-    def _included(self, commit: Commit) -> bool:
-        """Whether our last cut is in it."""
-        members = self.core.view.members.get(commit.round, ())
-        index = members.index(self.core.me) if self.core.me in members else None
-        return any(index in dict(info.contributors) for info in commit.parts)
 
     async def _write_snapshot(self, effect: WriteSnapshot) -> None:
         while (snapshot := await self._stored(self.state.write_snapshot)) is None:

@@ -63,8 +63,8 @@ class Handover:
 
     # -- the network's side ----------------------------------------------------------------------
 
-    def offer(self, carry: Carry, *, included: bool) -> None:
-        """A new shared state; ``included`` if it has our last cut in it."""
+    def offer(self, carry: Carry) -> None:
+        """A new shared state for the trainer."""
         with self._lock:
             if carry.origin is None:
                 self._carries = [carry]
@@ -72,7 +72,7 @@ class Handover:
                 self._in_flight = 0.0
             else:
                 self._carries.append(carry)
-            if included or carry.included:
+            if carry.included:
                 self._in_flight = 0.0
 
     def request(self, request: CutRequest) -> None:
@@ -88,7 +88,7 @@ class Handover:
 
     def reset(self, theta: Vector) -> None:
         """The trainer diverged: it goes on from the shared state, and what it did is dropped."""
-        self.offer(Carry(theta, None), included=False)
+        self.offer(Carry(theta, None))
 
     @property
     def work(self) -> Work:

@@ -202,7 +202,7 @@ class Node:
         """The founder's parameters are the state of round 0."""
         theta = founding.theta.copy()
         carry = await self.actions.work(self.actions.state.begin, theta, np.zeros_like(theta), 0)
-        await self.actions.took(carry, included=False, loaded=False)
+        await self.actions.took(carry, loaded=False)
 
     # -- being there -----------------------------------------------------------------------------
 

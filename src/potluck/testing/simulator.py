@@ -266,7 +266,7 @@ class Simulation:
             self.random.choice(self.living()).diverge()
 
     def _some_stall(self) -> None:
-        self.random.choice(self.living()).stall(self.random.uniform(2, 20))
+        self.random.choice(self.living()).stall(self.random.uniform(1, 10))
 
     # -- invariants ------------------------------------------------------------------------------
 
@@ -338,3 +338,4 @@ class Simulation:
         self.hub_up = True
         for peer in self.living():
             peer.resume()
+            peer.stall(0.0)

@@ -1,0 +1,86 @@
+"""One of each message and record, with every field set to something else than its default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from potluck.wire.codec import WIRE
+from potluck.wire.messages import Answer, Fetch, Hello, Progress, PushContribution, PushResult
+from potluck.wire.records import (
+    Blob,
+    Commit,
+    Finish,
+    Genesis,
+    Member,
+    Open,
+    PartInfo,
+    Reassign,
+    Record,
+    Snapshot,
+    TensorSpec,
+)
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+ONE, TWO = Member(A, "session-1"), Member(B, "session-2")
+BLOB = Blob("model.safetensors", 7, 4, (A, B))
+INFO = PartInfo(1, C, 800, ((0, 60.5), (1, 40.0)))
+
+BODIES: list[Any] = [
+    Genesis("run", WIRE, "recipe", (TensorSpec("w", (2, 3)), TensorSpec("s", ())), 4, A, (BLOB,)),
+    Open(3, 1, (ONE, TWO), (0, 1, 0), C, 4.5, "tokens done"),
+    Reassign(3, 1, ((2, 1), (0, 1)), "somebody died"),
+    Commit(3, 1, (INFO,), 100, 2.5, "all held"),
+    Snapshot(3, A, (BLOB,), "two wrote it"),
+    Finish(9, "enough"),
+]
+
+REQUESTS: list[Any] = [
+    Hello(WIRE, "run", "session-1"),
+    PushContribution(3, 1, 2, 60.5, 800),
+    PushResult(3, 1, INFO),
+    Fetch(C),
+]
+
+PROGRESS = Progress(
+    peer=A,
+    session="session-1",
+    beat=7,
+    since=2,
+    name="ann",
+    version="0.1.0",
+    machine="m",
+    addresses=("127.0.0.1:1",),
+    phase="training",
+    round=3,
+    state=B,
+    tokens=12.5,
+    steps=4,
+    tokens_per_s=99.5,
+    step_s=0.25,
+    idle_s=0.125,
+    uplink=1e6,
+    loss=2.5,
+    attempt=1,
+    held=(INFO,),
+    snapshots={3: C},
+    parts_from=1,
+    bytes_sent=5,
+    bytes_received=6,
+    activity="training",
+)
+
+ANSWER = Answer(False, "late", True, 9)
+
+MESSAGES: list[tuple[Any, Any]] = [
+    *((Record(C, A, body), Record) for body in BODIES),
+    *((request, Hello | PushContribution | PushResult | Fetch) for request in REQUESTS),
+    (PROGRESS, Progress),
+    (ANSWER, Answer),
+    (BLOB, Blob),
+    (INFO, PartInfo),
+    (ONE, Member),
+]
+
+
+def label(value: Any) -> str:
+    return type(value.body).__name__ if isinstance(value, Record) else type(value).__name__
