@@ -114,7 +114,6 @@ class Peer:
 
     def apply(self, commit: Commit) -> None:
         self.handover.offer(self.state.apply(commit))
-        self.state.forget_round()
         self.state.store.keep_only(set())
 
     def _taken(self, request: CutRequest, local: Vector, weight: float) -> None:

@@ -79,6 +79,7 @@ def lines_of(text: str, key: str) -> dict[str, dict[str, Any]]:
     return {line[key]: line for line in lines if key in line}
 
 
+@pytest.mark.integration
 def test_short_form() -> None:
     done = subprocess.run(
         [sys.executable, "bench/convergence.py", "--quick", "--bar"],
