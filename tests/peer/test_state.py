@@ -133,6 +133,12 @@ def test_a_model_that_diverged_gives_nothing(pair: tuple[PeerState, PeerState]) 
     assert pair[0].contribution(1, 0, 0) is None
 
 
+def test_a_cut_without_work_behind_it_gives_nothing(pair: tuple[PeerState, PeerState]) -> None:
+    assert pair[0].cut(1, 0, 0, values(1), 0.0)
+    assert pair[0].contribution(1, 0, 0) is None
+    assert pair[0].reduce(1, 0, 0, [0]) == (None, ())
+
+
 def test_who_was_named_and_never_came_is_left_out(pair: tuple[PeerState, PeerState]) -> None:
     gather(pair)
     info, _ = pair[0].reduce(1, 0, 0, [0, 1, 7])

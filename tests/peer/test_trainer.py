@@ -195,6 +195,12 @@ def test_what_one_step_counts_as_can_be_said() -> None:
     assert loop.handover.work.tokens == 1000
 
 
+@pytest.mark.parametrize("tokens", [0, -5])
+def test_a_step_can_not_count_as_nothing(tokens: int) -> None:
+    with pytest.raises(UsageError, match=f"a step of {tokens} tokens counts as nothing"):
+        Loop(linear(), step_tokens=tokens)
+
+
 def test_a_step_whose_inputs_are_not_seen_counts_as_one() -> None:
     loop = Loop(linear())
     loop.model.weight.grad = torch.ones_like(loop.model.weight)

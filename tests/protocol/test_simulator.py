@@ -69,7 +69,7 @@ def broken(seed: int) -> str | None:
 # -- many seeds --------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_hundreds_of_rough_worlds() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(WORKERS, mp_context=context) as pool:

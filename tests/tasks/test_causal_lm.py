@@ -105,7 +105,7 @@ def test_training_learns_and_reports_each_loss(lm: CausalLM) -> None:
 
 
 def test_a_hook_on_the_optimizer_ends_training(lm: CausalLM) -> None:
-    class Enough(Exception):  # noqa: N818
+    class Enough(Exception):
         pass
 
     model = lm.model()

@@ -118,8 +118,9 @@ def _log(verbose: bool) -> None:
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     else:
-        # All that a user needs to know is told by events and errors, in words.
-        logging.getLogger("potluck").setLevel(logging.CRITICAL + 1)
+        # All that a user needs to know is told by events and errors, in words; without a handler of its own
+        # Python would print warnings besides.
+        logging.getLogger("potluck").addHandler(logging.NullHandler())
 
 
 def _home(directory: Path | None) -> Path:

@@ -136,6 +136,7 @@ class DataPlane:
         A result that can't be decoded, though it is what was committed, changes nothing in its part: all
         peers see the same bytes, so all agree on that.
         """
+        assert commit.round == self.round + 1, "commits are applied in order"
         decoded = [self._decoded_result(raw, part) for part, raw in enumerate(raws)]
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
         origin, any_included = self.theta.copy(), False

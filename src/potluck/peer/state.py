@@ -62,9 +62,9 @@ class PeerState:
         return True
 
     def contribution(self, round_: int, attempt: int, part: int) -> tuple[float, bytes] | None:
-        """Weight and bytes of our contribution of a part, while it is kept."""
+        """Weight and bytes of our contribution of a part, while it is kept; None if no work is behind it."""
         raw = self.plane.contribution(round_, attempt, part) if self.plane else None
-        return (self._weight, raw) if raw is not None else None
+        return (self._weight, raw) if raw is not None and self._weight > 0 else None
 
     def contribution_size(self, part: int) -> int | None:
         """Bytes of an encoded part, exactly; None if there is no such part."""

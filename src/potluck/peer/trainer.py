@@ -81,10 +81,12 @@ class Trainer:
         """Make ``optimizer.step`` the boundary. ``step_tokens`` per step, or counted from the model's input.
 
         Raises:
-            UsageError: another optimizer is attached already.
+            UsageError: another optimizer is attached already, or a step would count as nothing.
         """
         if self._hooks:
             raise UsageError("this run has an optimizer already; one run trains one model with one optimizer")
+        if step_tokens is not None and step_tokens <= 0:
+            raise UsageError(f"a step of {step_tokens} tokens counts as nothing: give a positive number")
         self._step_tokens = step_tokens
         self._hooks = [
             optimizer.register_step_post_hook(self._boundary),

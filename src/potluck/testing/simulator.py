@@ -30,6 +30,9 @@ __all__ = ["InvariantBroken", "Outcome", "Simulation", "World"]
 TENSORS = (TensorSpec("a.weight", (6, 5)), TensorSpec("b.bias", (10,)))
 SIZE = 40
 
+STEADY_S = 6.0
+"""Who was there and heard for so long is taken for living by everybody."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -97,7 +100,7 @@ class Simulation:
         self._count = 0
         self._born = 0
         self.referee = Referee(SIZE, self.recipe.rounds.parts, world.codec, self.fail)
-        self._commit_seen = 0.0
+        self._commit_seen = self._hub_since = 0.0
         self._announced: dict[str, set[str]] = {}
         self.deciding: set[str] = set()
         self.reassigned: set[int] = set()
@@ -250,7 +253,7 @@ class Simulation:
 
     def _hub_back(self) -> None:
         self.hub_up = True
-        self._commit_seen = self.now
+        self._commit_seen = self._hub_since = self.now
 
     def _some_torn_file(self) -> None:
         """A disk returns nothing where something was; another peer has it still."""
@@ -276,9 +279,17 @@ class Simulation:
         if isinstance(body, Commit) and view.commits.get(body.round) == body:
             if body.round not in self.referee.commits:
                 self._commit_seen = self.now
+                self._check_held(body, view.members[body.round])
             stores = [p.store for p in self.living()]
             raws = [next(filter(None, (s.get(i.digest) for s in stores)), None) for i in body.parts]
             self.referee.committed(self.now, body, view.members[body.round], raws)
+
+    def _check_held(self, commit: Commit, members: tuple[Member, ...]) -> None:
+        """Two members held every part, unless for want of a second one that everybody has heard lately."""
+        there = [p for p in self.living() if p.me in members and self.now - p.steady_since > STEADY_S]
+        held = min(len(self._announced.get(info.digest, ())) for info in commit.parts)
+        if len(there) > 1 and self.now - self._hub_since > STEADY_S and held < 2:
+            self.fail(f"round {commit.round} is committed, and a part of it was held by one only")
 
     def _check_progress(self) -> None:
         """Invariant 5: with the hub there and one peer that steps, rounds commit within a bounded time."""

@@ -46,6 +46,7 @@ class SimPeer:
         self.sim, self.me, self.core, self.store = sim, me, core, store
         self.name = f"{me.peer[:4]}.{int(me.session, 16)}"
         self.alive, self.paused = True, False
+        self.steady_since = sim.now
         self._speed = speed
         self._chain = Chain()
         self._state: PeerState | None = None
@@ -91,11 +92,11 @@ class SimPeer:
 
     def pause(self) -> None:
         """SIGSTOP."""
-        self.paused = True
+        self.paused, self.steady_since = True, float("inf")
 
     def resume(self) -> None:
         """SIGCONT."""
-        self.paused = False
+        self.paused, self.steady_since = False, self.sim.now
         held, self._held_back = self._held_back, []
         for action in held:
             self.later(0.0, action)
@@ -214,8 +215,9 @@ class SimPeer:
         if self._state.cut(*key, exchange.index, local, weight):
             self._in_flight, self._tokens = weight, 0.0
             found = [self._state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
-            given = Given(weight, tuple(raw for _, raw in filter(None, found)))
-            self.sim.referee.cut(self.me, key, given)
+            if weight > 0:
+                given = Given(weight, tuple(raw for _, raw in filter(None, found)))
+                self.sim.referee.cut(self.me, key, given)
             self.core.cut_done(*key, weight)
         else:
             assert self._state.plane is not None
@@ -358,7 +360,10 @@ class SimPeer:
         self._request(effect.to, lambda peer: peer.take_contribution(push, self.me, raw), answered)
 
     def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
-        """Another member's contribution came."""
+        """Another member's contribution came, as large as its part, or empty if there will be none."""
+        due = self._state.contribution_size(push.part) if self._state and push.weight > 0 else 0
+        if len(raw) != due:
+            self.sim.fail(f"{member.peer[:4]} gives {len(raw)} bytes for part {push.part}, {due} are due")
         answer = self.core.contributed(push, member)
         if answer.ok and self._state is not None and self.core.exchange is not None:
             index = self.core.exchange.members.index(member)

@@ -1,0 +1,700 @@
+"""Requests between peers and their answers, over a network in memory and in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+
+from potluck.errors import (
+    ConnectionLost,
+    PotluckError,
+    ProtocolError,
+    Refused,
+    Unreachable,
+    VersionMismatch,
+)
+from potluck.net.memory import MemoryNetwork
+from potluck.net.transport import DIAL_S, SILENCE_S, Handler, Stream, Transport
+from potluck.peer.links import HEADER_BYTES, REQUEST_S, SLOWEST, Desk, Links, Reply
+from potluck.testing.clock import run_virtual
+from potluck.wire.codec import WIRE, decode, digest, encode
+from potluck.wire.messages import Answer, Fetch, Hello, Progress, PushContribution, PushResult, Request
+from potluck.wire.records import Member, PartInfo
+
+ANN, BOB = digest(b"ann"), digest(b"bob")
+ABSENT = digest(b"what nobody has")
+SIZES = {0: 100, 1: 70_000, 2: 3_000_000}
+"""Bytes of the parts: small, worth measuring, and more than a stream has under way."""
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Virtual time, and no task left at the end."""
+
+    async def leaving_nothing() -> None:
+        await main
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(leaving_nothing(), limit_s=3600)
+
+
+def body(part: int) -> bytes:
+    return bytes([part + 1]) * SIZES[part]
+
+
+def contribution(part: int, weight: float = 60.5, size: int | None = None) -> PushContribution:
+    return PushContribution(3, 1, part, weight, SIZES.get(part, 0) if size is None else size)
+
+
+def result(part: int) -> PushResult:
+    return PushResult(3, 1, PartInfo(part, digest(body(part)), SIZES[part], ((0, 60.5),)))
+
+
+class Bob:
+    """Serves others, and remembers what came."""
+
+    def __init__(self, network: MemoryNetwork, run_name: str = "run") -> None:
+        self.transport = network.transport(BOB)
+        self.answer = Answer(True)
+        self.contributions: list[tuple[PushContribution, Member, bytes]] = []
+        self.results: list[tuple[PushResult, bytes]] = []
+        self.contents = {digest(body(part)): body(part) for part in SIZES}
+        self.streams: list[Stream] = []
+        self.errors: list[PotluckError] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.desk = Desk(
+            run_name,
+            contribution_size=lambda part: SIZES.get(part),
+            take_contribution=self.take_contribution,
+            take_result=self.take_result,
+            find=self.find,
+        )
+
+    async def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
+        self.contributions.append((push, member, raw))
+        return self.answer
+
+    async def take_result(self, push: PushResult, raw: bytes) -> Answer:
+        self.results.append((push, raw))
+        return self.answer
+
+    async def find(self, name: str) -> bytes | None:
+        await self.go_on.wait()
+        return self.contents.get(name)
+
+    async def serve(self, stream: Stream) -> None:
+        self.streams.append(stream)
+        try:
+            await self.desk.serve(stream)
+        except PotluckError as error:
+            self.errors.append(error)
+            raise
+
+
+async def listening(transport: Transport, handler: Handler) -> Progress:
+    """What Bob announces of himself."""
+    return Progress(peer=BOB, session="b1", name="bob", addresses=tuple(await transport.listen(handler)))
+
+
+class World:
+    """Ann asks, Bob serves."""
+
+    def __init__(self, network: MemoryNetwork, run_name: str, wire: int) -> None:
+        self.network = network
+        self.transport = network.transport(ANN)
+        self.links = Links(self.transport, "run", "a1")
+        self.links._hello = encode(Hello(wire, "run", "a1"))
+        self.bob = Bob(network, run_name)
+        self.to: Progress
+
+    async def fetch(self, part: int) -> Reply:
+        return await self.links.request(self.to, Fetch(digest(body(part))), None, SIZES[part])
+
+    async def push(self, part: int) -> Reply:
+        return await self.links.request(self.to, contribution(part), body(part))
+
+
+@contextlib.asynccontextmanager
+async def world(
+    network: MemoryNetwork | None = None, *, run_name: str = "run", wire: int = WIRE
+) -> AsyncIterator[World]:
+    made = World(network or MemoryNetwork(1), run_name, wire)
+    made.to = await listening(made.bob.transport, made.bob.serve)
+    try:
+        yield made
+    finally:
+        await made.links.close()
+        await made.transport.close()
+        await made.bob.transport.close()
+
+
+@contextlib.asynccontextmanager
+async def facing(handler: Callable[[Stream], Awaitable[None]]) -> AsyncIterator[World]:
+    """Ann asks somebody who greets well and then does as ``handler`` does."""
+
+    async def serve(stream: Stream) -> None:
+        decode(await stream.receive(HEADER_BYTES), Hello)
+        await stream.send(encode(Answer(True)))
+        await handler(stream)
+
+    async with world() as made:
+        other = made.network.transport(BOB)
+        made.to = await listening(other, serve)
+        try:
+            yield made
+        finally:
+            await other.close()
+
+
+# -- what peers ask of each other --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", SIZES)
+def test_a_contribution_arrives_whole_and_from_whom(part: int) -> None:
+    async def main() -> None:
+        async with world() as made:
+            assert await made.push(part) == Reply(Answer(True))
+            assert made.bob.contributions == [(contribution(part), Member(ANN, "a1"), body(part))]
+
+    run(main())
+
+
+def test_who_has_nothing_to_contribute_says_so_without_bytes() -> None:
+    async def main() -> None:
+        async with world() as made:
+            none = contribution(0, weight=0.0, size=0)
+            assert (await made.links.request(made.to, none, b"")).answer.ok
+            assert made.bob.contributions == [(none, Member(ANN, "a1"), b"")]
+
+    run(main())
+
+
+@pytest.mark.parametrize("part", SIZES)
+def test_a_result_arrives_whole(part: int) -> None:
+    async def main() -> None:
+        async with world() as made:
+            assert await made.links.request(made.to, result(part), body(part)) == Reply(Answer(True))
+            assert made.bob.results == [(result(part), body(part))]
+
+    run(main())
+
+
+@pytest.mark.parametrize("part", SIZES)
+def test_content_is_fetched_by_its_digest(part: int) -> None:
+    async def main() -> None:
+        async with world() as made:
+            assert await made.fetch(part) == Reply(Answer(True, size=SIZES[part]), body(part))
+
+    run(main())
+
+
+def test_content_that_is_not_there_is_no_failure() -> None:
+    async def main() -> None:
+        async with world() as made:
+            reply = await made.links.request(made.to, Fetch(ABSENT), None, 100)
+            assert reply == Reply(Answer(False, "not here"))
+            assert (await made.fetch(0)).body == body(0)
+            assert len(made.bob.streams) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(False, "round 3 is closed: late"), Answer(False, "soon", retry=True)]
+)
+def test_a_no_comes_with_its_reason_and_the_stream_goes_on(answer: Answer) -> None:
+    async def main() -> None:
+        async with world() as made:
+            made.bob.answer = answer
+            assert await made.push(1) == Reply(answer)
+            assert await made.links.request(made.to, result(1), body(1)) == Reply(answer)
+            made.bob.answer = Answer(True)
+            assert (await made.push(1)).answer.ok
+            assert len(made.bob.streams) == 2
+
+    run(main())
+
+
+def test_there_is_one_stream_for_each_kind_and_each_gets_its_own_answer() -> None:
+    async def main() -> None:
+        async with world() as made:
+            replies = await asyncio.gather(*(made.fetch(part) for part in (0, 1, 2, 1, 0)))
+            assert [reply.body for reply in replies] == [body(part) for part in (0, 1, 2, 1, 0)]
+            await asyncio.gather(made.push(0), made.push(1))
+            assert [push.part for push, _, _ in made.bob.contributions] == [0, 1]
+            assert len(made.bob.streams) == 2
+
+    run(main())
+
+
+def test_no_kind_waits_for_another() -> None:
+    async def main() -> None:
+        async with world() as made:
+            made.bob.go_on.clear()
+            fetching = asyncio.create_task(made.fetch(0))
+            assert (await made.push(0)).answer.ok
+            assert not fetching.done()
+            made.bob.go_on.set()
+            assert (await fetching).body == body(0)
+
+    run(main())
+
+
+# -- greetings ---------------------------------------------------------------------------------------
+
+
+def test_another_wire_version_is_refused_in_words() -> None:
+    async def main() -> None:
+        async with world(wire=WIRE + 1) as made:
+            for streams in (1, 2):
+                said = f"bob: speaks wire version {WIRE}, you speak {WIRE + 1}: install the same release"
+                with pytest.raises(VersionMismatch, match=said):
+                    await made.push(0)
+                assert len(made.bob.streams) == streams
+            assert made.bob.contributions == []
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "run_name",
+    [
+        "other",
+        pytest.param(
+            "conversion",
+            marks=pytest.mark.xfail(
+                raises=VersionMismatch,
+                reason="a refusal whose text has the letters of version counts as one, be it in a run's name",
+            ),
+        ),
+    ],
+)
+def test_another_run_is_refused_in_words(run_name: str) -> None:
+    async def main() -> None:
+        async with world(run_name=run_name) as made:
+            with pytest.raises(Refused, match=f"bob: takes part in run {run_name}, not run"):
+                await made.push(0)
+            assert made.bob.contributions == []
+
+    run(main())
+
+
+def test_who_was_refused_gets_nothing_on_that_stream() -> None:
+    async def main() -> None:
+        async with world() as made:
+            stream = await made.transport.dial(made.to.addresses, BOB)
+            await stream.send(encode(Hello(WIRE, "other", "a1")))
+            assert not decode(await stream.receive(HEADER_BYTES), Answer).ok
+            with pytest.raises(ConnectionLost):
+                await stream.receive(HEADER_BYTES)
+            assert made.bob.errors == []
+
+    run(main())
+
+
+def label(value: Any) -> str | None:
+    """A short name for bytes among a test's parameters."""
+    return f"{len(value)}-bytes" if isinstance(value, bytes) else None
+
+
+HELLO = encode(Hello(WIRE, "run", "a1"))
+FETCH = encode(Fetch(ABSENT))
+UNKNOWN = msgspec.msgpack.encode({"type": "Surrender", "digest": ABSENT})
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"garbage", HELLO[:-1], HELLO + b"\0", FETCH, bytes(HEADER_BYTES + 1), UNKNOWN],
+    ids=label,
+)
+def test_a_stream_that_does_not_begin_with_hello_is_closed(first: bytes) -> None:
+    async def main() -> None:
+        async with world() as made:
+            await _closed_after(made, first)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "second",
+    [b"", b"garbage", FETCH[:-1], FETCH + b"\0", bytes(HEADER_BYTES + 1), UNKNOWN, encode(Answer(True))],
+    ids=label,
+)
+def test_a_stream_with_what_is_no_request_is_closed(second: bytes) -> None:
+    async def main() -> None:
+        async with world() as made:
+            await _closed_after(made, HELLO, second)
+
+    run(main())
+
+
+def test_a_second_hello_closes_the_stream() -> None:
+    async def main() -> None:
+        async with world() as made:
+            await _closed_after(made, HELLO, HELLO)
+            assert "a second Hello" in str(made.bob.errors[0])
+
+    run(main())
+
+
+async def _closed_after(made: World, *messages: bytes) -> None:
+    """The last message ends the stream, and those before it are answered."""
+    stream = await made.transport.dial(made.to.addresses, BOB)
+    for message in messages[:-1]:
+        await stream.send(message)
+        assert decode(await stream.receive(HEADER_BYTES), Answer).ok
+    await stream.send(messages[-1])
+    with pytest.raises(ConnectionLost):
+        await stream.receive(HEADER_BYTES)
+    assert [type(error) for error in made.bob.errors] == [ProtocolError]
+    assert made.bob.contributions == []
+    assert (await made.fetch(0)).body == body(0), "others are still served"
+
+
+# -- sizes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("push", "said"),
+    [
+        (contribution(0, size=99), "part 0 has 99 bytes, 100 are due"),
+        (contribution(0, size=101), "part 0 has 101 bytes, 100 are due"),
+        (contribution(0, size=1 << 40), "100 are due"),
+        (contribution(0, size=0), "part 0 has 0 bytes, 100 are due"),
+        (contribution(0, weight=0.0, size=100), "part 0 has 100 bytes, 0 are due"),
+        (contribution(0, weight=-1.0, size=100), "0 are due"),
+        (contribution(0, weight=math.nan, size=100), "0 are due"),
+        (contribution(9, size=100), "before this peer had a state"),
+        (PushResult(3, 1, PartInfo(0, ABSENT, 101, ((0, 1.0),))), "part 0 has 101 bytes, 100 are due"),
+        (PushResult(3, 1, PartInfo(0, ABSENT, 0, ((0, 1.0),))), "part 0 has 0 bytes, 100 are due"),
+        (PushResult(3, 1, PartInfo(9, ABSENT, 100, ((0, 1.0),))), "before this peer had a state"),
+    ],
+)
+def test_bytes_of_another_size_than_the_parts_are_not_taken(push: Request, said: str) -> None:
+    async def main() -> None:
+        async with world() as made:
+            with pytest.raises(ConnectionLost):
+                await made.links.request(made.to, push, bytes(100))
+            [error] = made.bob.errors
+            assert isinstance(error, ProtocolError)
+            assert said in str(error)
+            assert made.bob.contributions == made.bob.results == []
+            assert made.bob.streams[0].bytes_received == len(HELLO) + len(encode(push)) + 2 * 5
+            assert (await made.push(0)).answer.ok, "the next one is a new stream"
+
+    run(main())
+
+
+async def _pushed(made: World, size: int) -> None:
+    """A contribution of part 0 that says it has the right size and has another."""
+    with pytest.raises(ConnectionLost):
+        await made.links.request(made.to, contribution(0), bytes(size))
+    assert [type(error) for error in made.bob.errors] == [ProtocolError]
+    assert made.bob.contributions == []
+
+
+def test_bytes_beyond_what_was_announced_are_not_taken() -> None:
+    async def main() -> None:
+        async with world() as made:
+            await _pushed(made, 101)
+
+    run(main())
+
+
+@pytest.mark.xfail(reason="the size of what follows a push is only bounded, not compared, so less is taken")
+@pytest.mark.parametrize("size", [1, 99])
+def test_bytes_short_of_what_was_announced_are_not_taken(size: int) -> None:
+    async def main() -> None:
+        async with world() as made:
+            await _pushed(made, size)
+
+    run(main())
+
+
+def _sends(answer: Answer, *messages: bytes) -> Callable[[Stream], Awaitable[None]]:
+    async def handler(stream: Stream) -> None:
+        await stream.receive(HEADER_BYTES)
+        await stream.send(encode(answer))
+        for message in messages:
+            await stream.send(message)
+        await stream.receive(HEADER_BYTES)
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("answer", "sent", "said"),
+    [
+        (Answer(True, size=101), b"x" * 101, "bob sent 101 bytes where 100 were due"),
+        (Answer(True, size=99), b"x" * 99, "bob sent 99 bytes where 100 were due"),
+        (Answer(True), b"", "bob sent 0 bytes where 100 were due"),
+        (Answer(True, size=1 << 40), b"x", "where 100 were due"),
+        (Answer(True, size=100), b"x" * 101, "101 bytes is announced where 100 are allowed"),
+        pytest.param(
+            Answer(True, size=100),
+            b"x" * 99,
+            "99 bytes",
+            marks=pytest.mark.xfail(
+                reason="the size of fetched content is only bounded, not compared: 99 bytes pass for 100"
+            ),
+        ),
+    ],
+    ids=label,
+)
+def test_content_of_another_size_is_refused(answer: Answer, sent: bytes, said: str) -> None:
+    async def main() -> None:
+        async with facing(_sends(answer, sent)) as made:
+            with pytest.raises(ProtocolError, match=said):
+                await made.fetch(0)
+            assert made.links._streams == {}
+
+    run(main())
+
+
+@pytest.mark.parametrize("sent", [b"", b"garbage", bytes(HEADER_BYTES + 1), HELLO], ids=label)
+def test_what_is_no_answer_is_refused(sent: bytes) -> None:
+    async def handler(stream: Stream) -> None:
+        await stream.receive(HEADER_BYTES)
+        await stream.send(sent)
+        await stream.receive(HEADER_BYTES)
+
+    async def main() -> None:
+        async with facing(handler) as made:
+            with pytest.raises(ProtocolError):
+                await made.fetch(0)
+            assert made.links._streams == {}
+
+    run(main())
+
+
+def test_messages_after_an_answer_end_the_stream_at_the_next_request() -> None:
+    async def main() -> None:
+        async with facing(_sends(Answer(False, "not here"), b"unasked")) as made:
+            assert not (await made.fetch(0)).answer.ok
+            with pytest.raises(ProtocolError):
+                await made.fetch(0)
+
+    run(main())
+
+
+# -- peers that go away ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", SIZES)
+def test_who_does_not_answer_is_given_up_in_time(part: int) -> None:
+    async def main() -> None:
+        async with world() as made:
+            made.bob.go_on.clear()
+            began, allowed_s = now(), REQUEST_S + SIZES[part] / SLOWEST
+            with pytest.raises(ConnectionLost, match=f"bob did not answer within {allowed_s:.0f} s"):
+                await made.fetch(part)
+            assert now() - began == pytest.approx(allowed_s)
+            made.bob.go_on.set()
+            assert (await made.fetch(part)).body == body(part)
+            assert len(made.bob.streams) == 2
+
+    run(main())
+
+
+def test_content_that_never_follows_its_answer_is_given_up_in_time() -> None:
+    async def main() -> None:
+        async with facing(_sends(Answer(True, size=100))) as made:
+            began = now()
+            with pytest.raises(ConnectionLost, match="did not answer"):
+                await made.fetch(0)
+            assert now() - began == pytest.approx(REQUEST_S + 100 / SLOWEST)
+
+    run(main())
+
+
+def test_a_link_that_is_too_slow_is_given_up() -> None:
+    async def main() -> None:
+        async with world(MemoryNetwork(1, bytes_per_s=SLOWEST / 2)) as made:
+            began, allowed_s = now(), REQUEST_S + SIZES[2] / SLOWEST
+            with pytest.raises(ConnectionLost, match="did not answer"):
+                await made.push(2)
+            # Closing waits for what is under way, no longer.
+            assert allowed_s <= now() - began < allowed_s + 10
+            assert made.bob.contributions == []
+
+    run(main())
+
+
+def test_who_dies_while_serving_is_noticed_and_dialled_anew_when_back() -> None:
+    async def main() -> None:
+        async with world() as made:
+            made.bob.go_on.clear()
+            fetching = asyncio.create_task(made.fetch(0))
+            await asyncio.sleep(1.0)
+            assert len(made.bob.streams) == 1
+            made.network.kill(BOB)
+            with pytest.raises(ConnectionLost):
+                await fetching
+            with pytest.raises(Unreachable):
+                await made.fetch(0)
+            again = Bob(made.network)
+            made.to = await listening(again.transport, again.serve)
+            assert (await made.fetch(0)).body == body(0)
+            await again.transport.close()
+
+    run(main())
+
+
+def test_who_died_since_the_last_request_costs_one_failure_at_most() -> None:
+    async def main() -> None:
+        async with world() as made:
+            await made.fetch(0)
+            made.network.kill(BOB)
+            again = Bob(made.network)
+            made.to = await listening(again.transport, again.serve)
+            with pytest.raises(ConnectionLost):
+                await made.fetch(0)
+            assert (await made.fetch(0)).body == body(0)
+            await again.transport.close()
+
+    run(main())
+
+
+def test_a_partition_ends_requests_and_they_work_again_once_it_heals() -> None:
+    async def main() -> None:
+        async with world() as made:
+            made.bob.go_on.clear()
+            fetching = asyncio.create_task(made.fetch(0))
+            await asyncio.sleep(1.0)
+            made.network.partition(ANN, BOB)
+            began = now()
+            with pytest.raises(ConnectionLost, match="silent"):
+                await fetching
+            assert now() - began == pytest.approx(SILENCE_S)
+            with pytest.raises(Unreachable):
+                await made.fetch(0)
+            assert now() - began == pytest.approx(SILENCE_S + DIAL_S)
+            made.network.heal(ANN, BOB)
+            made.bob.go_on.set()
+            assert (await made.fetch(0)).body == body(0)
+
+    run(main())
+
+
+def test_an_asker_who_goes_is_no_error_at_the_desk() -> None:
+    async def main() -> None:
+        async with world() as made:
+            await made.fetch(0)
+            made.network.kill(ANN)
+            await asyncio.sleep(1.0)
+            assert made.bob.errors == []
+            with pytest.raises(ConnectionLost):
+                await made.bob.streams[0].send(b"anybody?")
+
+    run(main())
+
+
+def test_an_asker_who_dies_halfway_through_a_push_leaves_nothing() -> None:
+    async def main() -> None:
+        async with world(MemoryNetwork(1, bytes_per_s=1e6)) as made:
+            pushing = asyncio.create_task(made.push(2))
+            await asyncio.sleep(1.5)
+            made.network.kill(ANN)
+            with pytest.raises(ConnectionLost):
+                await pushing
+            await asyncio.sleep(1.0)
+            assert made.bob.contributions == []
+            assert made.bob.errors == []
+
+    run(main())
+
+
+def test_nobody_gets_the_answer_to_a_request_that_was_cancelled() -> None:
+    async def main() -> None:
+        async with world() as made:
+            made.bob.go_on.clear()
+            fetching = asyncio.create_task(made.fetch(1))
+            await asyncio.sleep(1.0)
+            fetching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await fetching
+            made.bob.go_on.set()
+            assert (await made.fetch(0)).body == body(0)
+            assert len(made.bob.streams) == 2
+
+    run(main())
+
+
+def test_who_gives_up_waiting_for_a_turn_disturbs_nobody() -> None:
+    async def main() -> None:
+        async with world() as made:
+            made.bob.go_on.clear()
+            first, second = asyncio.create_task(made.fetch(0)), asyncio.create_task(made.fetch(1))
+            await asyncio.sleep(1.0)
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            made.bob.go_on.set()
+            assert (await first).body == body(0)
+            assert len(made.bob.streams) == 1
+
+    run(main())
+
+
+def test_closing_closes_every_stream() -> None:
+    async def main() -> None:
+        async with world() as made:
+            await made.fetch(0)
+            await made.push(0)
+            await made.links.close()
+            await asyncio.sleep(1.0)
+            for stream in made.bob.streams:
+                with pytest.raises(ConnectionLost, match="closed"):
+                    await stream.receive(1)
+            await made.links.close()
+
+    run(main())
+
+
+# -- accounts ----------------------------------------------------------------------------------------
+
+
+def test_both_sides_count_the_same_bytes_also_of_closed_streams() -> None:
+    async def main() -> None:
+        async with world() as made:
+            await made.fetch(1)
+            await made.push(0)
+            links, desk = made.links, made.bob.desk
+            sent, received = links.bytes_sent, links.bytes_received
+            assert received > SIZES[1] > sent > SIZES[0]
+            assert (desk.bytes_received, desk.bytes_sent) == (sent, received)
+            await links.close()
+            assert (links.bytes_sent, links.bytes_received) == (sent, received)
+            await made.push(0)
+            assert links.bytes_sent > sent + SIZES[0]
+            assert (desk.bytes_received, desk.bytes_sent) == (links.bytes_sent, links.bytes_received)
+
+    run(main())
+
+
+def test_the_uplink_is_measured_with_large_requests_only() -> None:
+    async def main() -> None:
+        async with world(MemoryNetwork(1, delay_s=(0.0, 0.0), bytes_per_s=1e6)) as made:
+            await made.push(0)
+            await made.fetch(2)
+            assert made.links.uplink == 0.0
+            await made.push(2)
+            # Up, then its last piece down, and the answer back.
+            assert made.links.uplink == pytest.approx(1e6, rel=0.05)
+            before = made.links.uplink
+            await made.push(1)
+            one = (made.links.uplink - 0.7 * before) / 0.3
+            assert 0.3e6 < one < 1e6
+
+    run(main())
