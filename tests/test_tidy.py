@@ -51,7 +51,12 @@ WAIVERS = {
 }
 """What is over a budget, with its reason."""
 
-VIRTUAL_TIME = {"tests/net/conformance.py", "tests/net/test_clock.py", "tests/net/test_memory.py"}
+VIRTUAL_TIME = {
+    "tests/net/conformance.py",
+    "tests/net/test_clock.py",
+    "tests/net/test_memory.py",
+    "tests/peer/test_links.py",
+}
 """Tests whose sleeps take no time: the virtual loop jumps to the end of each."""
 
 BLANKET_EXCEPTS = {

@@ -69,7 +69,7 @@ PROGRESS = Progress(
     activity="training",
 )
 
-ANSWER = Answer(False, "late", True, 9)
+ANSWER = Answer(False, "late", True, 9, version=True)
 
 MESSAGES: list[tuple[Any, Any]] = [
     *((Record(C, A, body), Record) for body in BODIES),

@@ -100,7 +100,7 @@ class Links:
             return Reply(answer)
         if answer.size != want:
             raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
-        return Reply(answer, await stream.receive(want))
+        return Reply(answer, await _exactly(stream, want))
 
     def _measure(self, size: int, took_s: float) -> None:
         speed = size / max(took_s, 1e-6)
@@ -121,8 +121,16 @@ class Links:
 
 def _accepted(answer: Answer, to: Progress) -> None:
     if not answer.ok:
-        kind = VersionMismatch if "version" in answer.reason else Refused
+        kind = VersionMismatch if answer.version else Refused
         raise kind(f"{to.name}: {answer.reason}")
+
+
+async def _exactly(stream: Stream, size: int) -> bytes:
+    """The content that was announced with this size."""
+    body = await stream.receive(size)
+    if len(body) != size:
+        raise ProtocolError(f"{len(body)} bytes came where {size} were announced")
+    return body
 
 
 async def _answer(stream: Stream) -> Answer:
@@ -181,7 +189,7 @@ class Desk:
             reason = f"speaks wire version {WIRE}, you speak {hello.wire}: install the same release"
         elif hello.run != self._run:
             reason = f"takes part in run {self._run}, not {hello.run}"
-        await stream.send(encode(Answer(not reason, reason)))
+        await stream.send(encode(Answer(not reason, reason, version=hello.wire != WIRE)))
         return None if reason else Member(stream.peer, hello.session)
 
     async def _one(self, stream: Stream, member: Member) -> None:
@@ -210,4 +218,4 @@ class Desk:
             raise ProtocolError("a part came before this peer had a state")
         if size != due:
             raise ProtocolError(f"part {part} has {size} bytes, {due} are due")
-        return await stream.receive(size) if size else b""
+        return await _exactly(stream, size) if size else b""

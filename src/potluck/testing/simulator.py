@@ -346,7 +346,7 @@ class Simulation:
     def _calm_down(self) -> None:
         self.loss = 0.0
         self.cut_off.clear()
-        self.hub_up = True
+        self._hub_back()
         for peer in self.living():
             peer.resume()
             peer.stall(0.0)

@@ -89,12 +89,15 @@ class Fetch(Struct, frozen=True, tag=True):
 
 
 class Answer(Struct, frozen=True, tag=True):
-    """Yes, or no with a reason. ``retry``: not now, but soon. ``size`` bytes follow an answered ``Fetch``."""
+    """Yes, or no with a reason. ``retry``: not now, but soon; ``version``: another wire version, so never.
+    ``size`` bytes follow an answered ``Fetch``.
+    """
 
     ok: bool
     reason: Reason = ""
     retry: bool = False
     size: Count = 0
+    version: bool = False
 
 
 Request = Hello | PushContribution | PushResult | Fetch
