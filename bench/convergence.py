@@ -34,7 +34,7 @@ LATE_STEPS = 4
 """Inner steps that a peer takes between its cut and the arrival of the round's result."""
 
 QUICK = replace(DEMO, rounds=replace(DEMO.rounds, tokens=16_384))
-QUICK_TOKENS = 3 * 16_384
+QUICK_TOKENS = 2 * 16_384
 
 Assets = Mapping[str, bytes]
 

@@ -46,6 +46,8 @@ SETTINGS = [
     Setting("average, inner lr 3e-3", lr=3e-3),
     Setting("average, batch 4", batch=4),
     Setting("average, short rounds", round_tokens=45_000),
+    Setting("average, shorter rounds", round_tokens=22_500),
+    Setting("average, every step", round_tokens=4_096),
     Setting("average, result 4 steps late", late_steps=4),
 ]
 
