@@ -164,9 +164,21 @@ def test_nonsense_instead_of_an_answer_is_refused(tmp_path, answer):
 
             await liar.subscribe(f"potluck.{RUN}.ledger", cb=lie)
             await liar.flush()
+            async with asyncio.timeout(DEADLINE_S):
+                while not await _answered(client):
+                    pass
             ledger = NatsLedger(RUN)
             await ledger.attach(client)
             with pytest.raises(ProtocolError):
                 await ledger.append(b"", 0)
 
     asyncio.run(main())
+
+
+async def _answered(client):
+    """Whether somebody listens: on a busy machine another connection's subscription can take a while."""
+    try:
+        await client.request(f"potluck.{RUN}.ledger", b"", timeout=1)
+    except nats.errors.NoRespondersError:
+        return False
+    return True
