@@ -3,6 +3,9 @@
 The outer step is the real one in plain torch: each peer's Θ - θ weighed by its tokens, averaged, applied,
 and carried over to what the peer has trained since its cut. Codec and network are left out.
 One JSON object a line: the setting, held-out loss at the start and at the end, and speed.
+
+Found for the demo's Llama, one seed, 2,072,576 tokens in 23 rounds: held-out loss 7.131 to 3.915 by
+averaging, and to 3.991 when each result comes 4 steps late. ``docs/benchmarks.md`` has more.
 """
 
 from __future__ import annotations

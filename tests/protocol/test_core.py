@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from potluck.protocol.catchup import NO_STATE, chunks
-from potluck.protocol.core import ANSWER_S, RANK_S, TICK_S, PeerCore
+from potluck.protocol.core import AGAIN_S, ANSWER_S, RANK_S, TICK_S, PeerCore
 from potluck.protocol.effects import (
     Announce,
     Append,
@@ -64,10 +64,15 @@ class Peer:
             last = self.core.swarm.last(progress.peer)
             assert self.core.heard(replace(progress, beat=last.beat + 1 if last else 0), now)
 
-    def say(self, now: float = 0.0, tokens: float = 100.0, since: int | None = None) -> Progress:
+    def say(
+        self, now: float = 0.0, tokens: float = 100.0, since: int | None = None, echoes: bool = True
+    ) -> Progress:
         since = self.n if since is None else since
         base = Progress(peer=peer_id(self.n), session="s", name=f"peer{self.n}", since=since, tokens=tokens)
-        return self.core.announcement(base, now)
+        progress = self.core.announcement(base, now)
+        if echoes:
+            self.core.heard(progress, now)
+        return progress
 
     def poll(self, kind: type[Effect], now: float = 0.0) -> list[Any]:
         return [effect for effect in self.core.poll(now) if isinstance(effect, kind)]
@@ -432,13 +437,45 @@ def test_one_append_at_a_time() -> None:
     assert first.poll(Append, ANSWER_S + 0.2) == []
 
 
-def test_an_append_that_was_not_taken_may_be_tried_at_once() -> None:
+def test_an_append_that_was_not_taken_is_tried_again_after_a_pause() -> None:
+    """Or as soon as the record comes that was first; while the hub is away nobody hammers at it."""
     first, _ = stewards(1, 2)
     assert len(first.poll(Append, 0.0)) == 1
+    first.core.appended(False, "the hub is away")
+    assert first.notes(0.1) == ["append not taken: the hub is away"]
+    assert first.poll(Append, AGAIN_S - 0.01) == []
+    [append] = first.poll(Append, AGAIN_S)
     first.core.appended(False, "another record was first")
-    effects = first.core.poll(0.1)
-    assert Note("append not taken: another record was first") in effects
-    assert any(isinstance(effect, Append) for effect in effects)
+    first.follow(opened(7), now=AGAIN_S + 0.1)
+    assert first.poll(Append, AGAIN_S + 0.1) == [append]
+
+
+def test_while_the_hub_is_away_nobody_counts_as_gone() -> None:
+    """Else each peer would think itself alone, and commit what it alone holds once the hub is back."""
+    peer = in_round()
+    peer.core.cut_done(1, 0, 60.0)
+    for part in range(2):
+        peer.core.reduced(1, 0, part, result(part), ())
+    for now in (1.0, 5.0, 9.0, 20.0):
+        peer.say(now, echoes=False)
+        assert peer.poll(Append, now) == []
+    peer.say(20.0)
+    assert peer.poll(Append, 20.0) == []
+    peer.hear(says(2, held=(result(0), result(1))), now=21.0)
+    peer.say(21.0)
+    [append] = peer.poll(Append, 21.0)
+    assert isinstance(append.body, Commit)
+    assert append.body.reason == "all 2 parts held by two members"
+
+
+def test_the_time_without_hub_does_not_count_as_a_round_that_is_stuck() -> None:
+    peer = in_round()
+    peer.core.cut_done(1, 0, 60.0)
+    patience_s = 3 * 4.0 + 5
+    peer.say(1.0)
+    peer.say(patience_s + 2)
+    peer.hear(says(2), now=patience_s + 2)
+    assert peer.poll(Append, patience_s + 2) == []
 
 
 def test_who_leaves_is_no_steward_and_no_member() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from potluck.protocol.swarm import EXPIRY_S, Swarm
+from potluck.protocol.swarm import EXPIRY_S, GAP_S, Swarm
 
 from .support import BASE, heard, member, peer_id, says
 
@@ -60,6 +60,34 @@ def test_a_clock_that_went_back_is_believed_once_the_old_session_has_expired() -
     assert not swarm.hear(says(1, session="a", beat=1), ALMOST)
     assert swarm.hear(says(1, session="a", beat=2), EXPIRY_S)
     assert swarm.lives(member(1, "a"), EXPIRY_S)
+
+
+def test_while_our_own_announcements_do_not_come_back_nobody_expires() -> None:
+    swarm = heard(says(1), says(2))
+    assert not swarm.echo(0.5)
+    assert names(swarm, 100.0) == ["peer1", "peer2"]
+    assert swarm.lives(member(2), 100.0)
+    assert swarm.echo(100.0)
+    assert swarm.hear(says(1, beat=1), 101.0)
+    assert not swarm.echo(100.0 + GAP_S)
+    assert names(swarm, 100.0 + ALMOST) == ["peer1", "peer2"]
+    assert names(swarm, 100.0 + EXPIRY_S) == ["peer1"], "who is not heard once it is back is gone"
+
+
+def test_who_was_gone_before_the_hub_is_not_there_again_after_it() -> None:
+    swarm = heard(says(1), says(2))
+    for now in (0.0, 2.0, 4.0):
+        swarm.echo(now)
+        assert swarm.hear(says(1, beat=int(now) + 1), now)
+    assert swarm.echo(50.0)
+    assert names(swarm, 50.0) == ["peer1"]
+
+
+def test_what_we_say_of_ourselves_counts_while_the_hub_is_away() -> None:
+    swarm = heard(says(1))
+    swarm.echo(0.0)
+    assert swarm.hear(says(1, beat=1), 50.0)
+    assert names(swarm, 60.0) == ["peer1"]
 
 
 def test_who_says_goodbye_is_gone_at_once() -> None:

@@ -277,6 +277,8 @@ class Node:
     def _hub_changed(self, connected: bool, reason: str) -> None:
         self.hub_reason = reason
         self._note(f"hub: {reason}" + ("" if connected else "; training goes on, rounds wait"))
+        if connected and self._core_built:
+            self.announce()
 
     async def _serve(self, stream: Any) -> None:
         await self.desk.serve(stream)

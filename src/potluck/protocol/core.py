@@ -20,6 +20,9 @@ from potluck.wire.records import Commit, Entry, Finish, Member, Open, PartInfo, 
 RANK_S = 0.7
 """Each further peer in line waits so much longer before it acts as steward, in seconds."""
 
+AGAIN_S = 1.0
+"""How soon after an append that was not taken another may follow, if no record came since, in seconds."""
+
 ANSWER_S = 5.0
 """An append not answered for so long is taken as lost, in seconds; the ledger arbitrates if it was not."""
 
@@ -140,14 +143,19 @@ class PeerCore:
     def appended(self, ok: bool, reason: str) -> None:
         """An append was answered. Either way the next record to follow tells what became of it."""
         if not ok:
-            self._appending_until = None
+            if self._appending_until is not None:
+                self._appending_until -= ANSWER_S - AGAIN_S
             self._note(f"append not taken: {reason}")
 
     # -- the swarm -------------------------------------------------------------------------------
 
     def heard(self, progress: Progress, now: float) -> bool:
-        """An announcement of any peer."""
-        return self.swarm.hear(progress, now)
+        """An announcement of any peer, our own included; whether it says anything new."""
+        if progress.member != self.me:
+            return self.swarm.hear(progress, now)
+        if self.swarm.echo(now):
+            self._times = Times(self._times.committed, now)
+        return False
 
     def announcement(self, base: Progress, now: float) -> Progress:
         """Our own announcement: ``base`` has what the shell knows (work, bytes, names)."""
@@ -166,6 +174,8 @@ class PeerCore:
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)
+        if self._beat == 1:
+            self.swarm.echo(now)
         return progress
 
     def _held(self) -> tuple[PartInfo, ...]:
@@ -324,7 +334,10 @@ class PeerCore:
         return now + (TICK_S if busy else 1.0)
 
     def _govern(self, now: float) -> list[Effect]:
-        """Act as steward when it is our turn."""
+        """Act as steward when it is our turn, and we hear the swarm."""
+        if self.swarm.deaf(now) and not self.over:
+            self.reason = "the hub is away: training goes on, rounds wait"
+            return []
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now),
             agree_on_snapshot(self.view, self.swarm, self._own, now),

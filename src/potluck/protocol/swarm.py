@@ -11,6 +11,9 @@ from potluck.wire.records import Member
 EXPIRY_S = 4.0
 """A peer not heard for so many seconds counts as gone."""
 
+GAP_S = 2.5
+"""Our own announcements not back for so long mean that nobody is heard: two beats, and some delay."""
+
 
 @dataclass
 class Heard:
@@ -21,15 +24,36 @@ class Heard:
 
 
 class Swarm:
-    """Presence with expiry. Clocks of different peers are never compared."""
+    """Presence with expiry. Clocks of different peers are never compared.
+
+    All is heard through the hub, our own announcements too. While those do not come back nobody's silence
+    means anything: the hub is away, or we were. Time stands still then, and whoever was there before gets
+    as long as ever to be heard again. (Else each would think itself alone, and commit what it alone holds.)
+    """
 
     def __init__(self) -> None:
         self._heard: dict[str, Heard] = {}
         self._alive: tuple[float, list[Progress]] | None = None
+        self._echoed: float | None = None
+
+    def echo(self, now: float) -> bool:
+        """Our own announcement came back; whether that took so long that others could not be heard."""
+        gap = self.deaf(now)
+        if gap:
+            before = self._time(now)
+            for heard in self._heard.values():
+                if before - heard.at < EXPIRY_S:
+                    heard.at = now
+        self._echoed, self._alive = now, None
+        return gap
+
+    def deaf(self, now: float) -> bool:
+        """Whether nobody could be heard lately, if they spoke."""
+        return self._echoed is not None and now - self._echoed > GAP_S
 
     def hear(self, progress: Progress, now: float) -> bool:
         """Take an announcement in; False when a newer one of that peer is here already."""
-        known = self._heard.get(progress.peer)
+        now, known = self._time(now), self._heard.get(progress.peer)
         if known is not None and now - known.at < EXPIRY_S:
             last = known.progress
             if (progress.session, progress.beat) <= (last.session, last.beat):
@@ -45,6 +69,7 @@ class Swarm:
 
     def alive(self, now: float) -> list[Progress]:
         """Peers that are there, the longest present first. Read it only: one list serves a whole poll."""
+        now = self._time(now)
         if self._alive is None or self._alive[0] != now:
             self._alive = now, self._present(now)
         return self._alive[1]
@@ -62,10 +87,13 @@ class Swarm:
         known = self._heard.get(member.peer)
         return (
             known is not None
-            and now - known.at < EXPIRY_S
+            and self._time(now) - known.at < EXPIRY_S
             and known.progress.phase != "gone"
             and known.progress.session == member.session
         )
+
+    def _time(self, now: float) -> float:
+        return now if self._echoed is None else min(now, self._echoed + GAP_S)
 
     def name(self, member: Member) -> str:
         """A name to read."""

@@ -33,6 +33,9 @@ SIZE = 40
 STEADY_S = 6.0
 """Who was there and heard for so long is taken for living by everybody."""
 
+RECONNECT_S = 2.5
+"""A peer finds a hub that is back within so long."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -100,7 +103,7 @@ class Simulation:
         self._count = 0
         self._born = 0
         self.referee = Referee(SIZE, self.recipe.rounds.parts, world.codec, self.fail)
-        self._commit_seen = self._hub_since = 0.0
+        self._commit_seen = 0.0
         self._announced: dict[str, set[str]] = {}
         self.deciding: set[str] = set()
         self.reassigned: set[int] = set()
@@ -122,20 +125,19 @@ class Simulation:
 
     def broadcast(self, progress: Progress) -> None:
         """An announcement through the hub: it may be lost, late or doubled, and never stops anybody."""
-        if not self.hub_up:
-            return
         for info in progress.held:
             self._announced.setdefault(info.digest, set()).add(progress.peer)
-        for peer in list(self.peers.values()):
+        sender = self.peers.get(progress.peer)
+        if sender is None or not sender.connected:
+            return
+        for peer in [p for p in self.peers.values() if p.connected]:
             copies = 2 if self.random.random() < self.loss else 1
             for _ in range(copies):
-                if peer.me.peer != progress.peer and self.random.random() >= self.loss:
+                if self.random.random() >= self.loss:
                     self.at(2 * self.delay(), lambda p=peer: p.hear(progress))  # type: ignore[misc]
 
-    def append(self, raw: bytes, after: int) -> bool | None:
-        """Compare-and-set at the hub; None when it is away."""
-        if not self.hub_up:
-            return None
+    def append(self, raw: bytes, after: int) -> bool:
+        """Compare-and-set at the hub."""
         if after != len(self.ledger):
             return False
         self.ledger.append(raw)
@@ -248,12 +250,23 @@ class Simulation:
             self.at(self.random.uniform(1, 25), lambda: self.cut_off.discard(pair))
 
     def _some_outage(self) -> None:
+        self.hub_away(self.random.uniform(0.5, 12))
+
+    def hub_away(self, seconds: float) -> None:
+        """The hub is away for a while: no announcement and no record gets through."""
         self.hub_up = False
-        self.at(self.random.uniform(0.5, 12), self._hub_back)
+        for peer in self.living():
+            if peer.steady_since > self.now - STEADY_S:
+                peer.steady_since = float("inf")
+        self.at(seconds, self._hub_back)
 
     def _hub_back(self) -> None:
         self.hub_up = True
-        self._commit_seen = self._hub_since = self.now
+        self._commit_seen = self.now
+        for peer in self.living():
+            peer.hub_from = self.now + self.random.uniform(0.0, RECONNECT_S)
+            if not peer.paused and peer.steady_since > self.now:
+                peer.steady_since = peer.hub_from
 
     def _some_torn_file(self) -> None:
         """A disk returns nothing where something was; another peer has it still."""
@@ -288,7 +301,7 @@ class Simulation:
         """Two members held every part, unless for want of a second one that everybody has heard lately."""
         there = [p for p in self.living() if p.me in members and self.now - p.steady_since > STEADY_S]
         held = min(len(self._announced.get(info.digest, ())) for info in commit.parts)
-        if len(there) > 1 and self.now - self._hub_since > STEADY_S and held < 2:
+        if len(there) > 1 and held < 2:
             self.fail(f"round {commit.round} is committed, and a part of it was held by one only")
 
     def _check_progress(self) -> None:

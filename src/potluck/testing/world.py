@@ -46,7 +46,8 @@ class SimPeer:
         self.sim, self.me, self.core, self.store = sim, me, core, store
         self.name = f"{me.peer[:4]}.{int(me.session, 16)}"
         self.alive, self.paused = True, False
-        self.steady_since = sim.now
+        self.hub_from = sim.now
+        self.steady_since = sim.now if sim.hub_up else float("inf")
         self._speed = speed
         self._chain = Chain()
         self._state: PeerState | None = None
@@ -96,7 +97,8 @@ class SimPeer:
 
     def resume(self) -> None:
         """SIGCONT."""
-        self.paused, self.steady_since = False, self.sim.now
+        self.paused = False
+        self.steady_since = max(self.sim.now, self.hub_from) if self.sim.hub_up else float("inf")
         held, self._held_back = self._held_back, []
         for action in held:
             self.later(0.0, action)
@@ -138,7 +140,7 @@ class SimPeer:
         self.later(1.0, self._poll_ledger)
 
     def _follow(self) -> None:
-        if not self.sim.hub_up:
+        if not self.connected:
             return
         while self._chain.sequence < len(self.sim.ledger):
             sequence = self._chain.sequence + 1
@@ -182,6 +184,11 @@ class SimPeer:
         elif carry.included:
             self._in_flight = 0.0
         self._carries.append(carry)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the hub can be reached from here."""
+        return self.sim.hub_up and self.sim.now >= self.hub_from
 
     @property
     def steps(self) -> bool:
@@ -279,10 +286,9 @@ class SimPeer:
         after = self._chain.sequence
 
         def arrive() -> None:
-            ok = self.sim.append(raw, after)
-            if ok is not None:
-                reason = "" if ok else "another record was first"
-                self.later(self.sim.delay(), lambda: self.core.appended(ok, reason))
+            ok = self.connected and self.sim.append(raw, after)
+            reason = "" if ok else "another record was first" if self.connected else "the hub is away"
+            self.later(self.sim.delay(), lambda: self.core.appended(ok, reason))
 
         self.sim.at(self.sim.delay(), arrive)
 
@@ -361,11 +367,13 @@ class SimPeer:
 
     def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
         """Another member's contribution came, as large as its part, or empty if there will be none."""
-        due = self._state.contribution_size(push.part) if self._state and push.weight > 0 else 0
+        if self._state is None:
+            return Answer(False, "no state yet", retry=True)
+        due = self._state.contribution_size(push.part) if push.weight > 0 else 0
         if len(raw) != due:
             self.sim.fail(f"{member.peer[:4]} gives {len(raw)} bytes for part {push.part}, {due} are due")
         answer = self.core.contributed(push, member)
-        if answer.ok and self._state is not None and self.core.exchange is not None:
+        if answer.ok and self.core.exchange is not None:
             index = self.core.exchange.members.index(member)
             where = (push.round, push.attempt, push.part, index)
             self._state.take(*where, push.weight, raw)
