@@ -22,6 +22,7 @@ from potluck.identity import Identity
 from potluck.net.tls import TlsTransport
 from potluck.peer.actions import Actions
 from potluck.peer.dataplane import Vector
+from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
 from potluck.peer.machine import machine_id, share_of_cores
 from potluck.peer.state import PeerState, genesis_of
@@ -29,6 +30,7 @@ from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
+from potluck.store.journal import NAME, Journal
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
@@ -119,6 +121,9 @@ class Node:
             host=place.listen,
         )
         self._store = Store(place.directory / "store")
+        journal = await asyncio.to_thread(Journal, place.directory / NAME)
+        self._keeper = Keeper(journal, self.hub.ledger, self._note)
+        await self._keeper.meet()
         if founding is not None:
             await self._found(founding)
         first = await self._genesis()
@@ -137,7 +142,7 @@ class Node:
         )
         if founding is not None:
             await self._begin(founding)
-        for work in (self._tail(), self._beat(), self._drive()):
+        for work in (self._tail(), self._beat(), self._drive(), self._keeper.mend()):
             self._spawn(work)
 
     async def _found(self, founding: Founding) -> None:
@@ -155,7 +160,7 @@ class Node:
         while self._now() < deadline:
             found = await self.hub.ledger.read(1, 1)
             if found:
-                return self._chain.follow(*found[0])
+                return self._follow(*found[0])
             await self.hub.ledger.changed(1.0)
         raise Refused("the hub is there, but its run has not begun: ask its host to start it")
 
@@ -163,7 +168,13 @@ class Node:
         """Read the ledger to its end: how long it was when we came is our place in the line of stewards."""
         while batch := await self.hub.ledger.read(self._chain.sequence + 1):
             for sequence, raw in batch:
-                self.core.followed(self._chain.follow(sequence, raw), self._now())
+                self.core.followed(self._follow(sequence, raw), self._now())
+
+    def _follow(self, sequence: int, raw: bytes) -> Entry:
+        """The next record, checked, and kept on this disk."""
+        entry = self._chain.follow(sequence, raw)
+        self._keeper.add(sequence, raw)
+        return entry
 
     async def _build(self, first: Entry) -> None:
         """Make core, links and actions out of the genesis."""
@@ -189,6 +200,7 @@ class Node:
             changed=self._wake.set,
             spawn=self._spawn,
         )
+        self.actions.sync = self._keeper.sync
         self.desk = Desk(
             self._invite.run,
             contribution_size=state.contribution_size,
@@ -211,7 +223,7 @@ class Node:
         while True:
             try:
                 async for sequence, raw in self.hub.ledger.tail(self._chain.sequence + 1):
-                    self.core.followed(self._chain.follow(sequence, raw), self._now())
+                    self.core.followed(self._follow(sequence, raw), self._now())
                     self._wake.set()
             except LedgerUnavailable:
                 await self.hub.ledger.changed(0.5)
@@ -400,6 +412,8 @@ class Node:
             self.actions.close()
         if hub is not None:
             await hub.close()
+        if keeper := getattr(self, "_keeper", None):
+            keeper.close()
         if self._failure.done():
             self._failure.exception()
 

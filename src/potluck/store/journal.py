@@ -146,8 +146,7 @@ class Journal:
         return ((entry.sequence, raw) for entry, raw in read_journal(self.path) if entry.sequence >= start)
 
     def close(self) -> None:
-        """Sync and close. Safe to call twice."""
-        self.sync()
+        """Close the file; ``sync`` before. Safe to call twice."""
         self._file.close()
 
     def _recall(self) -> int:
