@@ -36,12 +36,13 @@ class Store:
         ProtocolError: what should be a digest is none, in any method.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, create: bool = True) -> None:
         self.directory = directory
         self._lock = threading.Lock()
         self._writing: set[Path] = set()
-        with in_words(directory, "make"):
-            directory.mkdir(parents=True, exist_ok=True)
+        if create:
+            with in_words(directory, "make"):
+                directory.mkdir(parents=True, exist_ok=True)
 
     def put(self, raw: bytes | memoryview) -> str:
         """Keep ``raw`` so that it survives a crash of the machine; returns its digest.
@@ -51,12 +52,12 @@ class Store:
         digest = digest_of(raw)
         if self.get(digest) is None:
             with in_words(self.directory, f"write {memoryview(raw).nbytes} bytes to"):
-                self._write(self._path(digest), raw)
+                self._write(self.path(digest), raw)
         return digest
 
     def get(self, digest: str) -> bytes | None:
         """The bytes of that digest, verified; None if they are not here (or no longer right)."""
-        path = self._path(digest)
+        path = self.path(digest)
         with in_words(self.directory, "read from"):
             try:
                 raw = path.read_bytes()
@@ -76,14 +77,14 @@ class Store:
         """Its size in bytes, unverified; None if it is not here."""
         with in_words(self.directory, "look into"):
             try:
-                return self._path(digest).stat().st_size
+                return self.path(digest).stat().st_size
             except FileNotFoundError:
                 return None
 
     def delete(self, digest: str) -> None:
         """Drop it, if it is here."""
         with in_words(self.directory, "delete from"):
-            self._path(digest).unlink(missing_ok=True)
+            self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> set[str]:
         """All that is here, unverified."""
@@ -97,7 +98,8 @@ class Store:
                 with in_words(self.directory, "delete from"):
                     path.unlink(missing_ok=True)
 
-    def _path(self, digest: str) -> Path:
+    def path(self, digest: str) -> Path:
+        """Where content with that digest is kept."""
         if not _DIGEST.fullmatch(digest):
             raise ProtocolError(f"{digest[:80]!r} is not a digest (64 hexadecimal digits)")
         return self.directory / digest[:2] / digest
