@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
-    from potluck.run import Run, host, join
+    from potluck.run import Run, host, join, resume
+    from potluck.store.keep import Keep
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "End": "potluck.recipe",
     "Inner": "potluck.recipe",
+    "Keep": "potluck.store.keep",
     "Outer": "potluck.recipe",
     "PotluckError": "potluck.errors",
     "Recipe": "potluck.recipe",
@@ -23,11 +25,13 @@ _HOMES = {
     "Task": "potluck.recipe",
     "host": "potluck.run",
     "join": "potluck.run",
+    "resume": "potluck.run",
 }
 
 __all__ = [
     "End",
     "Inner",
+    "Keep",
     "Outer",
     "PotluckError",
     "Recipe",
@@ -37,6 +41,7 @@ __all__ = [
     "Task",
     "host",
     "join",
+    "resume",
 ]
 
 

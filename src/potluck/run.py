@@ -16,16 +16,20 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, PotluckError, RunOver, UsageError
 from potluck.hub.launch import launch_hub
-from potluck.identity import Claim, claim, data_directory
+from potluck.identity import Claim, data_directory
+from potluck.peer.disks import claim_for
 from potluck.peer.node import Founding, Node, Place
+from potluck.peer.resume import prepare
 from potluck.recipe import Recipe
+from potluck.store.keep import USUAL, Keep
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
 
@@ -290,6 +294,7 @@ def host(
     listen: str = "0.0.0.0",  # noqa: S104 – friends' machines are elsewhere; admission is by invite
     hub: str = "",
     base: Path | None = None,
+    keep: Keep = USUAL,
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Start a run: a hub in a process of its own, and this process as the first peer.
@@ -302,6 +307,7 @@ def host(
         listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
         hub: the invite of a hub that runs already (``potluck hub``) and has no run yet.
         base: the directory that the recipe's paths are relative to; the working directory by default.
+        keep: what this machine keeps of the run besides what every peer does.
         watch: called from the network thread with each event in words.
 
     Raises:
@@ -312,7 +318,7 @@ def host(
     founding = _founding(recipe, model, base or Path())
     if not hub:
         hub = launch_hub(home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}", host=listen).invite
-    run = _start(hub, home, name, listen, watch, trains=True)
+    run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
     run._begin(founding)
     return _with_model(run, model)
 
@@ -325,6 +331,7 @@ def join(
     directory: Path | str | None = None,
     listen: str = "0.0.0.0",  # noqa: S104 – as in host
     trains: bool = True,
+    keep: Keep = USUAL,
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
@@ -339,7 +346,47 @@ def join(
         PotluckError: the hub can't be reached, or the disk or the network fails.
     """
     home = Path(directory) if directory is not None else data_directory()
-    run = _start(invite, home, name, listen, watch, trains=trains)
+    run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
+    run._begin(None)
+    return _with_model(run, model)
+
+
+def resume(
+    source: Path | str,
+    model: torch.nn.Module | None = None,
+    *,
+    name: str = "",
+    directory: Path | str | None = None,
+    listen: str = "0.0.0.0",  # noqa: S104 – as in host
+    keep: Keep = USUAL,
+    watch: Callable[[str], None] | None = None,
+) -> Run:
+    """Go on with a run from one peer's disk, or an archive, when its hub and all other peers are lost.
+
+    A new hub is started and gets the same records in the same order; others join with its invite, with
+    their own disks if they have them. Arguments as in ``host``.
+
+    Args:
+        source: a peer's directory, or the data directory that holds it, or an archive's URL.
+        directory: where keys and runs are kept; by default where ``source`` stands, if it stands in one. Else
+            what is needed of ``source`` is copied there.
+
+    Raises:
+        UsageError: there is no copy of a run, or its peer or its hub is up.
+        StoreError: ``source`` does not hold enough, and what is missing.
+        CorruptData: its journal is damaged or altered, and where.
+        PotluckError: as ``host``.
+    """
+    prepared = prepare(source, Path(directory) if directory is not None else None)
+    with _released(prepared.claimed):
+        if prepared.warning:
+            (watch or log.warning)(prepared.warning)
+        hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
+        launched = launch_hub(
+            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run
+        )
+        place = _place(prepared.claimed, prepared.directory, name, listen, keep)
+        run = Run(Invite.parse(launched.invite, None), prepared.claimed, place, watch)
     run._begin(None)
     return _with_model(run, model)
 
@@ -355,50 +402,35 @@ def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
 
 
 def _start(
-    text: str, home: Path, name: str, listen: str, watch: Callable[[str], None] | None, *, trains: bool
+    text: str,
+    home: Path,
+    name: str,
+    listen: str,
+    watch: Callable[[str], None] | None,
+    *,
+    trains: bool,
+    keep: Keep,
 ) -> Run:
     invite = Invite.parse(text, time.time())
-    claimed = _claim(home, invite.run)
-    directory = home / "runs" / invite.run / claimed.directory.name
+    claimed = claim_for(home, invite.run)
+    with _released(claimed):
+        place = _place(claimed, home / "runs" / invite.run / claimed.directory.name, name, listen, keep)
+        return Run(invite, claimed, replace(place, trains=trains), watch)
+
+
+def _place(claimed: Claim, directory: Path, name: str, listen: str, keep: Keep) -> Place:
     who = name or f"{platform.node()}-{claimed.directory.name.rpartition('-')[2]}"
-    place = Place(claimed.identity, directory, who, listen, trains)
+    return Place(claimed.identity, directory, who, listen, keep=keep)
+
+
+@contextlib.contextmanager
+def _released(claimed: Claim) -> Iterator[None]:
+    """Released if something fails inside; else it is the run's."""
     try:
-        return Run(invite, claimed, place, watch)
+        yield
     except BaseException:
         claimed.release()
         raise
-
-
-def _claim(home: Path, run: str) -> Claim:
-    """A key of this machine that is free: that whose store has the newest of the run, or else the first."""
-    stores = {_slot(path): _newest(path / "store") for path in (home / "runs" / run).glob("peer-*")}
-    best = claim(home / "keys")
-    seen, passed_over = _slot(best.directory), []
-    try:
-        while seen < max(stores, default=0):
-            other = claim(home / "keys")
-            seen = _slot(other.directory)
-            if stores.get(seen, 0.0) > stores.get(_slot(best.directory), 0.0):
-                best, other = other, best
-            passed_over.append(other)
-    except BaseException:
-        best.release()
-        raise
-    finally:
-        for other in passed_over:
-            other.release()
-    return best
-
-
-def _slot(directory: Path) -> int:
-    """The number of a key's directory, ``peer-N``."""
-    number = directory.name.removeprefix("peer-")
-    return int(number) if number.isdecimal() else 0
-
-
-def _newest(store: Path) -> float:
-    """When something was last kept there, in seconds since 1970; 0 if nothing was."""
-    return max((path.stat().st_mtime for path in store.glob("[0-9a-f][0-9a-f]")), default=0.0)
 
 
 def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
@@ -433,4 +465,4 @@ async def _of(read: Callable[[], T]) -> T:
     return read()
 
 
-__all__ = ["Run", "host", "join"]
+__all__ = ["Keep", "Run", "host", "join", "resume"]

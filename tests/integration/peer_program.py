@@ -1,6 +1,6 @@
-"""One peer as a user would write it: ``python peer_program.py host|join DIRECTORY NAME [INVITE]``.
+"""One peer as a user would write it: ``python peer_program.py host|join|resume DIRECTORY NAME [INVITE]``.
 
-Prints the invite (host), then a JSON line for each event, and at the end the state.
+Prints the invite (host, resume), then a JSON line for each event, and at the end the state.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def main() -> None:
     if what == "host":
         run = potluck.host(recipe(int(rest[0])), trained, **options)
         say(invite=run.invite)
+    elif what == "resume":
+        options["directory"] = None
+        run = potluck.resume(directory, **options)
+        say(invite=run.invite)
+        run.adopt(trained)
     else:
         run = potluck.join(rest[0], trained, **options)
     say(joined=run.round)

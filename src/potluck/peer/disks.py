@@ -1,4 +1,4 @@
-"""Finds the directory of the peer that a person means, among those that this machine or a backup has."""
+"""Directories of peers: which key is free for a run, and which disk a person means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potluck.errors import UsageError
+from potluck.identity import Claim, claim
 from potluck.store.copies import DiskCopy
 from potluck.store.journal import NAME
 
@@ -48,12 +49,43 @@ def find_disk(directory: Path) -> Path:
 def home_of(disk: Path) -> Home | None:
     """The place of a peer's directory in a data directory; None if it is a copy that stands elsewhere."""
     disk = disk.absolute()
-    slot = disk.name.removeprefix("peer-")
-    if disk.parent.parent.name != "runs" or disk.name == slot or not slot.isdecimal():
+    if disk.parent.parent.name != "runs" or not disk.name.startswith("peer-") or not _slot(disk):
         return None
     home = disk.parents[2]
-    return Home(home, disk.parent.name, int(slot)) if (home / "keys" / disk.name).is_dir() else None
+    return Home(home, disk.parent.name, _slot(disk)) if (home / "keys" / disk.name).is_dir() else None
 
 
 def _length(disk: Path) -> int:
     return sum(1 for _ in DiskCopy(disk).records())
+
+
+def claim_for(home: Path, run: str) -> Claim:
+    """A key of this machine that is free: that whose store has the newest of the run, or else the first."""
+    stores = {_slot(path): _newest(path / "store") for path in (home / "runs" / run).glob("peer-*")}
+    best = claim(home / "keys")
+    seen, passed_over = _slot(best.directory), []
+    try:
+        while seen < max(stores, default=0):
+            other = claim(home / "keys")
+            seen = _slot(other.directory)
+            if stores.get(seen, 0.0) > stores.get(_slot(best.directory), 0.0):
+                best, other = other, best
+            passed_over.append(other)
+    except BaseException:
+        best.release()
+        raise
+    finally:
+        for other in passed_over:
+            other.release()
+    return best
+
+
+def _slot(directory: Path) -> int:
+    """The number of a key's directory, ``peer-N``."""
+    number = directory.name.removeprefix("peer-")
+    return int(number) if number.isdecimal() else 0
+
+
+def _newest(store: Path) -> float:
+    """When something was last kept there, in seconds since 1970; 0 if nothing was."""
+    return max((path.stat().st_mtime for path in store.glob("[0-9a-f][0-9a-f]")), default=0.0)

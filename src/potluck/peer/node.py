@@ -31,6 +31,7 @@ from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.journal import NAME, Journal
+from potluck.store.keep import USUAL, Keep
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
@@ -54,13 +55,16 @@ GENESIS_S = 120.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a peer lives: its key, its directory, its name, the address it listens on, whether it trains."""
+    """Where a peer lives: its key, its directory, its name, the address it listens on, whether it trains, and
+    what it keeps.
+    """
 
     identity: Identity
     directory: Path
     name: str
     listen: str = "0.0.0.0"  # noqa: S104 – peers are on other machines; strangers are refused by TLS
     trains: bool = True
+    keep: Keep = USUAL
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,14 @@ class Node:
         rules = Rules(rounds.tokens, rounds.grace_s, end.tokens, end.rounds, state.round_bytes)
         have = await asyncio.to_thread(self._store.digests)
         me = Member(self._place.identity.peer, self.session)
-        self.core = PeerCore(me, rules, trains=False, have=have, snapshot_every=rounds.snapshot_every)
+        self.core = PeerCore(
+            me,
+            rules,
+            trains=False,
+            have=have,
+            snapshot_every=rounds.snapshot_every,
+            keep_snapshots=self._place.keep.snapshots,
+        )
         self.links = Links(self._transport, self._invite.run, self.session)
         self.actions = Actions(
             self.core,

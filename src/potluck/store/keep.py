@@ -30,3 +30,7 @@ class Keep:
             raise UsageError(
                 f"keeping {self.snapshots} snapshots is too few: joiners need the last {LEAST_SNAPSHOTS}"
             )
+
+
+USUAL = Keep()
+"""What every peer keeps, and nothing more."""
