@@ -35,6 +35,23 @@ def open_copy(source: Path | str) -> Copy:
     return DiskCopy(find_disk(Path(source)))
 
 
+def home_for(source: Path | str, home: Path | None) -> Path:
+    """The data directory that ``prepare`` uses.
+
+    Raises:
+        UsageError: there is no copy of a run in ``source``.
+    """
+    return _where(open_copy(source), home)[0]
+
+
+def _where(copy: Copy, home: Path | None) -> tuple[Path, int]:
+    """The data directory, and the number of the peer's key if its directory stands there already, else 0."""
+    stands = home_of(copy.directory) if isinstance(copy, DiskCopy) else None
+    if stands is not None and (home is None or home.absolute() == stands.directory):
+        return stands.directory, stands.slot
+    return home or data_directory(), 0
+
+
 def prepare(source: Path | str, home: Path | None) -> Prepared:
     """Check what is in ``source``, and have it in a data directory of this machine.
 
@@ -49,16 +66,14 @@ def prepare(source: Path | str, home: Path | None) -> Prepared:
     copy = open_copy(source)
     found = survey(copy)
     seen = outlook(copy, found)
-    stands = home_of(copy.directory) if isinstance(copy, DiskCopy) else None
-    at_home = stands is not None and (home is None or home.absolute() == stands.directory)
-    where = stands.directory if stands is not None and at_home else home or data_directory()
+    where, slot = _where(copy, home)
     run = found.genesis.run
     if (hub := running_hub(where / "hubs", run)) is not None:
         raise UsageError(f"the hub of run {run} is up on this machine ({hub}): join the run with its invite")
-    claimed = claim(where / "keys", stands.slot if stands is not None and at_home else 0)
+    claimed = claim(where / "keys", slot)
     try:
         directory = where / "runs" / run / claimed.directory.name
-        if not at_home:
+        if not slot:
             bring(copy, found, seen, directory)
         complete(copy, found, seen, directory)
     except BaseException:
