@@ -1,4 +1,5 @@
-"""One peer as a user would write it: ``python peer_program.py host|join|resume DIRECTORY NAME [INVITE]``.
+"""One peer as a user would write it: ``python peer_program.py host DIRECTORY NAME ROUNDS [ARCHIVE]``,
+``join DIRECTORY NAME INVITE`` or ``resume SOURCE NAME [DIRECTORY]``.
 
 Prints the invite (host, resume), then a JSON line for each event, and at the end the state.
 """
@@ -40,10 +41,11 @@ def main() -> None:
     trained = model()
     options = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
-        run = potluck.host(recipe(int(rest[0])), trained, **options)
+        keep = potluck.Keep(archive=rest[1] if rest[1:] else "")
+        run = potluck.host(recipe(int(rest[0])), trained, keep=keep, **options)
         say(invite=run.invite)
     elif what == "resume":
-        options["directory"] = None
+        options["directory"] = rest[0] if rest else None
         run = potluck.resume(directory, **options)
         say(invite=run.invite)
         run.adopt(trained)

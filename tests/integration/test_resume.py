@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from potluck.peer.disks import find_disk
 from potluck.peer.replay import Replay, check_content, survey
+from potluck.store.archive import ArchiveCopy
 from potluck.store.copies import DiskCopy
-from tests.app.shells import hubs
+from tests.app.shells import end_hubs, hubs
 from tests.integration.swarm import Peer, Swarm
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -45,6 +46,34 @@ def wait(handle: int) -> None:
 
 def records(directory: Path) -> list[tuple[int, str]]:
     return [(entry.sequence, entry.hash) for entry, _ in DiskCopy(find_disk(directory)).records()]
+
+
+@pytest.fixture
+def peers(tmp_path: Path) -> Iterator[list[Peer]]:
+    started: list[Peer] = []
+    yield started
+    for peer in started:
+        peer.end()
+    end_hubs(tmp_path)
+
+
+def test_an_archive_brings_a_run_back_whose_machines_are_all_gone(tmp_path: Path, peers: list[Peer]) -> None:
+    url = f"file://{tmp_path}/archive"
+    peers.append(Peer("host", str(tmp_path / "p1"), "p1", "1000", url))
+    peers[0].wait("event", 90, "round 4 committed")
+    archived = peers[0].wait("event", 90, "archived up to record")["event"]
+    peers[0].kill()
+    kill_hub(tmp_path)
+    shutil.rmtree(tmp_path / "p1")
+    found = survey(ArchiveCopy(url))
+    assert found.reach(max(found.whole)) == found.view.round >= 2, archived
+    peers.append(Peer("resume", url, "p2", str(tmp_path / "p2")))
+    assert peers[1].wait("joined", 60)["joined"] == found.view.round
+    peers[1].wait("event", 60, f"round {found.view.round + 3} committed")
+    peers[1].signal(signal.SIGINT)
+    peers[1].process.wait(20)
+    kept = records(tmp_path / "p2")
+    assert kept[: found.view.sequence] == [(e.sequence, e.hash) for e, _ in ArchiveCopy(url).records()]
 
 
 def test_everything_dies_and_one_disk_brings_the_run_back(

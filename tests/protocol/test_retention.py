@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 
+from potluck.protocol.core import PeerCore
 from potluck.protocol.retention import Retention
+from potluck.protocol.view import RunView
+from potluck.testing import simulator
 from potluck.wire.codec import digest
-from potluck.wire.records import Blob, Commit, PartInfo, Snapshot
+from potluck.wire.records import Blob, Chain, Commit, PartInfo, Snapshot
 
 EVERY = 3
 
@@ -67,3 +73,45 @@ def test_one_that_comes_back_in_time_takes_the_old_ones_place() -> None:
     assert name("chunk 12") not in kept
     assert name("chunk 27") in kept
     assert {name(f"part {r}") for r in range(28, 32)} <= kept
+
+
+# -- in a swarm with faults --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_through_faults_each_disk_stays_bounded_and_enough_to_bring_the_run_back(
+    monkeypatch: pytest.MonkeyPatch, seed: int, count: int
+) -> None:
+    monkeypatch.setattr(simulator, "PeerCore", partial(PeerCore, keep_snapshots=count))
+    sim = simulator.Simulation(seed, simulator.World())
+    sim.run()
+    recorded = [b for _, b in followed(sim.ledger) if isinstance(b, Snapshot)]
+    commits = {b.round: b for _, b in followed(sim.ledger) if isinstance(b, Commit)}
+    assert len(recorded) > count + 2, "long enough for something to be dropped"
+    oldest = recorded[-count]
+    parts = sim.recipe.rounds.parts
+    largest = max(sum(len(blob.chunks) for blob in snapshot.files) for snapshot in recorded)
+    for peer in sim.living():
+        held = peer.store.digests()
+        # The recorded ones, those that are written and not recorded yet, and the round in flight.
+        bound = (count + 2) * largest + parts * (max(commits) - oldest.round + 2)
+        assert len(held) <= bound, f"{peer.name} holds {len(held)}, {bound} are enough"
+        assert any(
+            held.issuperset(c for blob in snapshot.files for c in blob.chunks)
+            and all(
+                info.digest in held
+                for round_ in range(snapshot.round + 1, peer.core.catchup.round + 1)
+                for info in commits[round_].parts
+            )
+            for snapshot in recorded
+        ), f"the run can't be brought back from {peer.name}'s disk"
+
+
+def followed(ledger: list[bytes]) -> list[tuple[int, Any]]:
+    view, chain, bodies = RunView(), Chain(), []
+    for raw in ledger:
+        entry = chain.follow(chain.sequence + 1, raw)
+        if view.follow(entry) is None:
+            bodies.append((entry.sequence, entry.record.body))
+    return bodies

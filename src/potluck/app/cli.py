@@ -218,7 +218,7 @@ def host(
         str,
         typer.Option(
             metavar="DIR",
-            help="Go on with the run on a peer's disk, all else being lost; RECIPE is the run's.",
+            help="Go on with the run on a peer's disk or in an archive, when all else is lost.",
         ),
     ] = "",
     machine: Machine = Machine(),

@@ -21,6 +21,7 @@ from potluck.hub.client import HubClient
 from potluck.identity import Identity
 from potluck.net.tls import TlsTransport
 from potluck.peer.actions import Actions
+from potluck.peer.archiver import Archiver
 from potluck.peer.dataplane import Vector
 from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
@@ -29,6 +30,7 @@ from potluck.peer.state import PeerState, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
+from potluck.store.archive import Archive
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.journal import NAME, Journal
 from potluck.store.keep import USUAL, Keep
@@ -97,6 +99,7 @@ class Node:
         self.recipe: Recipe
         self.genesis: Genesis
         self._core_built = False
+        self._archiver: Archiver | None = None
         self.hub_reason = "connected to the hub"
 
     # -- coming ----------------------------------------------------------------------------------
@@ -128,6 +131,9 @@ class Node:
         journal = await asyncio.to_thread(Journal, place.directory / NAME)
         self._keeper = Keeper(journal, self.hub.ledger, self._note)
         await self._keeper.meet()
+        if place.keep.archive:
+            archive = await asyncio.to_thread(Archive, place.keep.archive, self._invite.run)
+            self._archiver = Archiver(archive, journal, self._store, self._note)
         if founding is not None:
             await self._found(founding)
         first = await self._genesis()
@@ -148,6 +154,8 @@ class Node:
             await self._begin(founding)
         for work in (self._tail(), self._beat(), self._drive(), self._keeper.mend()):
             self._spawn(work)
+        if self._archiver is not None:
+            self._spawn(self._archiver.run(self.core))
 
     async def _found(self, founding: Founding) -> None:
         """Write the genesis, unless the run has one (a host that starts again on its own hub)."""
@@ -178,6 +186,8 @@ class Node:
         """The next record, checked, and kept on this disk."""
         entry = self._chain.follow(sequence, raw)
         self._keeper.add(sequence, raw)
+        if self._archiver is not None:
+            self._archiver.followed(entry.record.body)
         return entry
 
     async def _build(self, first: Entry) -> None:
@@ -412,6 +422,8 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._archiver is not None:
+            await self._archiver.close()
         hub: HubClient | None = getattr(self, "hub", None)
         if self._core_built and hub is not None:
             await hub.publish_progress(self._gone())

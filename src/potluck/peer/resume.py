@@ -11,6 +11,7 @@ from potluck.identity import Claim, claim, data_directory
 from potluck.peer.disks import find_disk, home_of
 from potluck.peer.replay import survey
 from potluck.peer.revive import bring, complete, outlook
+from potluck.store.archive import ArchiveCopy, is_url
 from potluck.store.copies import Copy, DiskCopy
 from potluck.wire.records import Genesis
 
@@ -32,6 +33,8 @@ def open_copy(source: Path | str) -> Copy:
     Raises:
         UsageError: there is none.
     """
+    if is_url(str(source)):
+        return ArchiveCopy(str(source))
     return DiskCopy(find_disk(Path(source)))
 
 
