@@ -14,18 +14,19 @@ from potluck.errors import CorruptData, LedgerUnavailable, StoreError
 from potluck.hub.ledger import MemoryLedger
 from potluck.peer import keeper as keeping
 from potluck.peer.keeper import Keeper
-from potluck.store.journal import Journal
-from potluck.wire.records import Chain, Finish
-from tests.wire.examples import A, B
+from potluck.store.journal import Journal, frame
+from potluck.wire.records import Chain, Commit, Finish
+from tests.wire.examples import INFO, A, B
 
 DEADLINE_S = 20.0
 
 
-def records(count: int, author: str = A, fork_at: int = 0) -> list[tuple[int, bytes]]:
-    """A ledger; from ``fork_at`` on it is another author's."""
+def records(count: int, author: str = A, fork_at: int = 0, commit_at: int = 0) -> list[tuple[int, bytes]]:
+    """A ledger; from ``fork_at`` on it is another author's. One record may be a commit."""
     chain, made = Chain(), []
     for number in range(1, count + 1):
-        raw = chain.next(author if number >= fork_at else A, Finish(number, "enough"))
+        body = Commit(number, 0, (INFO,), 1, None, "") if number == commit_at else Finish(number, "enough")
+        raw = chain.next(author if number >= fork_at else A, body)
         made.append((number, raw))
         chain.follow(number, raw)
     return made
@@ -71,10 +72,10 @@ def test_a_hub_that_has_less_gets_the_rest_and_one_that_has_more_keeps_it(
 
 
 @pytest.mark.parametrize(("fork_at", "theirs"), [(1, 5), (5, 5), (3, 5), (5, 9), (3, 4), (4, 4)])
-def test_a_hub_that_went_another_way_is_refused_in_words_and_nothing_is_changed(
+def test_a_hub_that_went_another_way_is_refused_if_that_would_lose_a_round(
     journal: Journal, fork_at: int, theirs: int
 ) -> None:
-    journal.append(records(5))
+    journal.append(records(5, commit_at=max(fork_at, 4)))
     before = journal.path.read_bytes()
 
     async def check() -> None:
@@ -82,11 +83,42 @@ def test_a_hub_that_went_another_way_is_refused_in_words_and_nothing_is_changed(
         ledger = await ledger_of(other)
         with pytest.raises(CorruptData, match=f"has another record {fork_at} than the hub's") as caught:
             await Keeper(journal, ledger, print).meet()
+        round_ = max(fork_at, 4)
+        assert f"without rounds {round_} to {round_}, committed here" in str(caught.value)
         assert "potluck host --resume" in str(caught.value)
         assert await ledger.read(1, 1000) == other
 
     run(check())
     assert journal.path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("fork_at", "theirs"), [(3, 5), (5, 5), (5, 9), (3, 3), (3, 2), (1, 4)])
+def test_a_hub_that_went_another_way_is_followed_if_no_round_is_lost(
+    journal: Journal, fork_at: int, theirs: int
+) -> None:
+    mine = records(5, commit_at=2 if fork_at > 2 else 0)
+    journal.append(mine)
+    notes: list[str] = []
+
+    async def check() -> None:
+        other = records(theirs, B, fork_at, commit_at=2 if fork_at > 2 else 0)
+        ledger = await ledger_of(other)
+        keeper = Keeper(journal, ledger, notes.append)
+        await keeper.meet()
+        if theirs < fork_at:
+            assert await ledger.read(1, 1000) == mine, "it was only shorter"
+            return
+        assert await ledger.read(1, 1000) == other
+        assert journal.sequence == fork_at - 1
+        for record in other:
+            keeper.add(*record)
+        assert list(journal.read()) == other
+        assert f"records up to {fork_at - 1}: what this machine has after them commits no round" in notes[0]
+        rest = b"".join(frame(*record) for record in mine[fork_at - 1 :])
+        assert journal.path.with_name("journal.cut").read_bytes() == rest
+        await keeper.meet()
+
+    run(check())
 
 
 def test_two_that_refill_the_same_hub_at_once_get_along(tmp_path: Path) -> None:

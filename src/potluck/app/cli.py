@@ -61,6 +61,7 @@ InviteText = Annotated[
     str, typer.Argument(metavar="INVITE", help="What `potluck host` printed: potluck:…", show_default=False)
 ]
 EVERYWHERE = "0.0.0.0"  # noqa: S104 – friends' machines are elsewhere; admission is by invite
+SHAKESPEARE = "shakespeare"
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def host(
     out: Output,
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A file, or a recipe's name.")
-    ] = "shakespeare",
+    ] = SHAKESPEARE,
     name: Name = "",
     directory: Home = None,
     hub: Annotated[
@@ -227,6 +228,10 @@ def host(
     from potluck.app.work import host_run, resume_run
     from potluck.peer.resume import home_for
 
+    if resume and (hub or recipe != SHAKESPEARE):
+        raise UsageError(
+            "--resume goes on with the run on that disk, on a new hub: give no recipe and no --hub"
+        )
     home = home_for(resume, directory) if resume else _home(directory)
     part = _part(home, name, machine, trains=True)
     return resume_run(out, resume, part) if resume else host_run(out, recipe, hub, part)

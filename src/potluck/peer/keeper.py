@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 
 from potluck.errors import CorruptData, LedgerConflict, LedgerUnavailable, StoreError
 from potluck.hub.ledger import Ledger
-from potluck.store.journal import Journal
+from potluck.store.journal import Journal, read_journal
 from potluck.wire.codec import digest
+from potluck.wire.records import Commit
 
 MEND_S = 1.0
 """Pause after the disk refused, before the same is tried again, in seconds."""
+
+WINDOW = 8
+"""Records on their way to a hub at a time that gets its ledger back."""
 
 TRIES = 5
 """So often the hub's ledger may change while it is compared; more is somebody else's refilling."""
@@ -35,13 +40,15 @@ class Keeper:
     async def meet(self) -> None:
         """Compare the hub's copy with ours; if it has less than we do, give it the rest.
 
-        Both are chains, so if they have the same record at one place, they have the same up to there.
+        Both are chains, so if they have the same record at one place, they have the same up to there. If the
+        run was resumed from a disk with a little less than ours, our end is cut off, provided that no round
+        was committed in it: nothing is lost then.
 
         Raises:
-            CorruptData: the hub has another record where we have one.
+            CorruptData: the hub has another record where we have one, and rounds are committed here since.
             LedgerUnavailable: it went away meanwhile.
         """
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             end = self.journal.sequence
             if not end:
                 return
@@ -50,7 +57,8 @@ class Keeper:
                 return
             shared = await self._shared()
             try:
-                await self._refill(shared + 1)
+                # After a conflict one by one: somebody else may be doing the same.
+                await self._refill(shared + 1, 1 if attempt else WINDOW)
             except LedgerConflict:
                 continue
         raise LedgerUnavailable("others are refilling the hub's ledger at the moment: try again in a minute")
@@ -66,22 +74,42 @@ class Keeper:
             if not theirs:
                 return sequence - 1
             if theirs.pop() != (sequence, raw):
-                raise CorruptData(
-                    f"this machine's copy of the ledger ({self.journal.path}) has another record {sequence} "
-                    f"than the hub's: the run was resumed from a disk that lacked what this one has (up to "
-                    f"record {self.journal.sequence}). Nothing is changed here. To take part in the hub's "
-                    f"run, move {self.journal.path.parent} away; to go on from this disk instead: "
-                    f"potluck host --resume {self.journal.path.parent}"
-                )
+                self._give_up(sequence)
+                return sequence - 1
         return sequence
 
-    async def _refill(self, start: int) -> None:
+    def _give_up(self, start: int) -> None:
+        """The hub's run went another way from record ``start`` on: follow it, unless that loses a round."""
+        rest = (entry.record.body for entry, _ in read_journal(self.journal.path) if entry.sequence >= start)
+        lost = [body.round for body in rest if isinstance(body, Commit)]
+        path = self.journal.path
+        if lost:
+            raise CorruptData(
+                f"this machine's copy of the ledger ({path}) has another record {start} than the hub's: the "
+                f"run was resumed from a disk without rounds {lost[0]} to {lost[-1]}, committed here. "
+                f"Nothing is changed. To take part in the hub's run without them, move {path.parent} away; "
+                f"to go on with them instead: potluck host --resume {path.parent}"
+            )
+        aside = self.journal.cut(start - 1)
+        self._note(
+            f"the run was resumed from a disk that had records up to {start - 1}: what this machine has "
+            f"after them commits no round, and is moved to {aside}"
+        )
+
+    async def _refill(self, start: int, window: int) -> None:
         end = self.journal.sequence
         if start > end:
             return
         self._note(f"the hub's ledger ends at record {start - 1}: giving it ours, up to record {end}")
-        for sequence, raw in self.journal.read(start):
-            await self._ledger.append(raw, sequence - 1)
+        records = self.journal.read(start)
+        while batch := list(islice(records, window)):
+            # Sent one after another over one connection, so each finds the one before it in its place.
+            answers = await asyncio.gather(
+                *(self._ledger.append(raw, sequence - 1) for sequence, raw in batch), return_exceptions=True
+            )
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
 
     # -- following -------------------------------------------------------------------------------
 

@@ -145,6 +145,22 @@ class Journal:
         """Records from sequence ``start`` on, as they are on the disk."""
         return ((entry.sequence, raw) for entry, raw in read_journal(self.path) if entry.sequence >= start)
 
+    def cut(self, sequence: int) -> Path:
+        """Drop what comes after ``sequence``; it is moved to the file that is returned."""
+        chain, end = Chain(), 0
+        for entry, raw in read_journal(self.path):
+            if entry.sequence > sequence:
+                break
+            chain.sequence, chain.head = entry.sequence, entry.hash
+            end += _HEAD.size + len(raw)
+        aside = self._set_aside(end, "cut")
+        with self._lock, in_words(self.path, "write to"):
+            self._file.truncate(end)
+            os.fsync(self._file.fileno())
+            self._size = end
+        self.sequence, self.head = chain.sequence, chain.head
+        return aside
+
     def close(self) -> None:
         """Close the file; ``sync`` before. Safe to call twice."""
         self._file.close()
@@ -157,17 +173,21 @@ class Journal:
                 self.sequence, self.head = entry.sequence, entry.hash
                 good += _HEAD.size + len(raw)
         except CorruptData as error:
-            aside = self.path.with_name(f"{NAME}.damaged")
-            log.warning("%s (its damaged rest is in %s)", error, aside)
-            with in_words(self.path, "read"), self.path.open("rb") as file, aside.open("wb") as rest:
-                file.seek(good)
-                while piece := file.read(_WINDOW):
-                    rest.write(piece)
+            log.warning("%s (its damaged rest is in %s)", error, self._set_aside(good, "damaged"))
         with in_words(self.path, "write to"):
             if self.path.stat().st_size > good:
                 self._file.truncate(good)
                 os.fsync(self._file.fileno())
         return good
+
+    def _set_aside(self, start: int, how: str) -> Path:
+        """Copy everything from byte ``start`` on to a file beside the journal."""
+        aside = self.path.with_name(f"{NAME}.{how}")
+        with in_words(self.path, "copy"), self.path.open("rb") as file, aside.open("wb") as rest:
+            file.seek(start)
+            while piece := file.read(_WINDOW):
+                rest.write(piece)
+        return aside
 
 
 def _check(sequence: int, raw: bytes) -> bytes:
