@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from potluck.errors import CorruptData, LedgerUnavailable, StoreError
+from potluck.errors import CorruptData, LedgerConflict, LedgerUnavailable, StoreError
 from potluck.hub.ledger import MemoryLedger
 from potluck.peer import keeper as keeping
 from potluck.peer.keeper import Keeper
@@ -90,6 +90,21 @@ def test_a_hub_that_went_another_way_is_refused_if_that_would_lose_a_round(
 
     run(check())
     assert journal.path.read_bytes() == before
+
+
+def test_a_hub_that_takes_nothing_is_given_up(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal.append(records(5))
+
+    async def refuse(raw: bytes, after: int) -> int:
+        raise LedgerConflict("no")
+
+    async def check() -> None:
+        ledger = await ledger_of(records(3))
+        monkeypatch.setattr(ledger, "append", refuse)
+        with pytest.raises(LedgerUnavailable, match="records up to 3 and takes no more of the 5"):
+            await Keeper(journal, ledger, print).meet()
+
+    run(check())
 
 
 @pytest.mark.parametrize(("fork_at", "theirs"), [(3, 5), (5, 5), (5, 9), (3, 3), (3, 2), (1, 4)])

@@ -19,7 +19,7 @@ WINDOW = 8
 """Records on their way to a hub at a time that gets its ledger back."""
 
 TRIES = 5
-"""So often the hub's ledger may change while it is compared; more is somebody else's refilling."""
+"""So often a hub may refuse what follows from what it has, and have nothing new either."""
 
 
 class Keeper:
@@ -48,7 +48,8 @@ class Keeper:
             CorruptData: the hub has another record where we have one, and rounds are committed here since.
             LedgerUnavailable: it went away meanwhile.
         """
-        for attempt in range(TRIES):
+        window, before, tries = WINDOW, 0, TRIES
+        while tries:
             end = self.journal.sequence
             if not end:
                 return
@@ -56,12 +57,15 @@ class Keeper:
             if found and digest(found[0][1]) == self.journal.head:
                 return
             shared = await self._shared()
+            tries, before = (tries - 1, before) if shared <= before else (TRIES, shared)
             try:
-                # After a conflict one by one: somebody else may be doing the same.
-                await self._refill(shared + 1, 1 if attempt else WINDOW)
+                await self._refill(shared + 1, window)
             except LedgerConflict:
-                continue
-        raise LedgerUnavailable("others are refilling the hub's ledger at the moment: try again in a minute")
+                window = 1  # somebody else does the same
+        raise LedgerUnavailable(
+            f"the hub has records up to {before} and takes no more of the {self.journal.sequence} of this "
+            "machine: try again in a minute"
+        )
 
     async def _shared(self) -> int:
         """How many records the hub has, all of them the same as ours."""
