@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Data": "potluck.recipe",
     "End": "potluck.recipe",
     "Inner": "potluck.recipe",
     "Outer": "potluck.recipe",
@@ -26,6 +27,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Data",
     "End",
     "Inner",
     "Outer",

@@ -16,10 +16,11 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, PotluckError, RunOver, UsageError
 from potluck.hub.launch import launch_hub
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("potluck")
 
 T = TypeVar("T")
+Sample = TypeVar("Sample", covariant=True)
 
 START_S = 150.0
 """How long admission and start may take, in seconds."""
@@ -54,6 +56,14 @@ LEAVE_S = 15.0
 
 STOP_S = 3.0
 """How long what is left of a run that was broken off may take to close, in seconds."""
+
+
+class Dataset(Protocol[Sample]):
+    """A map-style dataset: samples by number, from 0."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Sample: ...
 
 
 class Run:
@@ -126,6 +136,51 @@ class Run:
         self._trainer.attach(optimizer, tokens_per_step)
         self._failing = optimizer.register_step_post_hook(lambda *_: self._check())
         return optimizer
+
+    def batches(self, dataset: Dataset[T], collate: Callable[[list[T]], Any] | None = None) -> Iterator[Any]:
+        """Batches of the data that is leased to this peer: all peers together go through every sample once an
+        epoch, whoever comes and goes. A batch is a block: ``recipe.data.block`` samples, an epoch's last one
+        perhaps fewer. While there is nothing to train on it waits.
+
+        Args:
+            dataset: anything with a length and samples by number, the same on every peer.
+            collate: makes a batch of a list of samples; PyTorch's ``default_collate`` by default.
+
+        Raises:
+            UsageError: the recipe says nothing of the data, or something else; or no model is trained here.
+            RunOver: the run is over (the ``with`` block takes care of it).
+        """
+        from torch.utils.data import default_collate
+
+        from potluck.data.blocks import samples_of
+
+        data = self.recipe.data
+        if not data.samples:
+            raise UsageError(
+                "this run does not share its data out: set data.samples and data.block in the host's recipe, "
+                "Recipe(data=Data(samples=len(dataset), block=32))"
+            )
+        if len(dataset) != data.samples:
+            raise UsageError(
+                f"this dataset has {len(dataset)} samples, the run's {data.samples}: all peers need the same"
+            )
+        return (
+            (collate or default_collate)([dataset[i] for i in samples_of(position, *astuple(data))])
+            for position in self.blocks()
+        )
+
+    def blocks(self) -> Iterator[int]:
+        """Positions of the data blocks leased to this peer, as ``batches`` goes through them.
+
+        Raises:
+            UsageError: no model is trained here, or the run leases no data.
+            RunOver: the run is over.
+        """
+        if self._trainer is None:
+            raise UsageError("this run was joined without a model: there is nothing to train")
+        if not self._node.genesis.blocks:
+            raise UsageError("this run does not share its data out: its host's recipe says nothing of data")
+        return self._trainer.blocks()
 
     @property
     def recipe(self) -> Recipe:
@@ -404,16 +459,19 @@ def _newest(store: Path) -> float:
 def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
     """What the first peer brings: of its own model, or of the recipe's built-in task."""
     from potluck.data.assets import build_assets
+    from potluck.data.blocks import blocks_of
     from potluck.peer.handover import Handover
     from potluck.peer.trainer import Trainer
     from potluck.tasks import task
 
     assets: dict[str, bytes] = {}
+    blocks = blocks_of(recipe.data.samples, recipe.data.block) if recipe.data.samples else 0
     if model is None:
         assets = build_assets(recipe, base=base)
-        model = task(recipe, assets).model(base=base)
+        work = task(recipe, assets)
+        model, blocks = work.model(base=base), work.blocks
     trainer = Trainer(model, Handover(lambda *_: None))
-    return Founding(recipe, trainer.tensors, trainer.read(), assets)
+    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)
 
 
 async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:

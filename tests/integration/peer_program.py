@@ -1,4 +1,6 @@
-"""One peer as a user would write it: ``python peer_program.py host|join DIRECTORY NAME [INVITE]``.
+"""One peer as a user would write it: ``peer_program.py host|join DIRECTORY NAME ROUNDS|INVITE [EPOCHS]``.
+
+With epochs, the data is shared out and the run ends with it; else every peer draws its own for ever.
 
 Prints the invite (host), then a JSON line for each event, and at the end the state.
 """
@@ -8,12 +10,14 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Iterator
 
 import torch
 
 import potluck
 
 PACE_S = 0.004
+SAMPLES = 12_000
 
 
 def model() -> torch.nn.Module:
@@ -23,12 +27,22 @@ def model() -> torch.nn.Module:
     return layers
 
 
-def recipe(rounds: int) -> potluck.Recipe:
+def recipe(rounds: int, epochs: int) -> potluck.Recipe:
     return potluck.Recipe(
         name="test",
-        rounds=potluck.Rounds(tokens=8_000, grace_s=2.0, snapshot_every=2, parts=8),
-        end=potluck.End(rounds=rounds),
+        data=potluck.Data(samples=SAMPLES, block=8) if epochs else potluck.Data(),
+        rounds=potluck.Rounds(tokens=2_000 if epochs else 8_000, grace_s=2.0, snapshot_every=2, parts=8),
+        end=potluck.End(rounds=rounds, epochs=epochs),
     )
+
+
+def drawn() -> Iterator[torch.Tensor]:
+    while True:
+        yield torch.randn(32, 64)
+
+
+def dataset() -> torch.Tensor:
+    return torch.randn(SAMPLES, 64, generator=torch.Generator().manual_seed(1))
 
 
 def say(**fields: object) -> None:
@@ -37,10 +51,11 @@ def say(**fields: object) -> None:
 
 def main() -> None:
     what, directory, name, *rest = sys.argv[1:]
+    epochs = int(rest[1]) if len(rest) > 1 else 0
     trained = model()
     options = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
-        run = potluck.host(recipe(int(rest[0])), trained, **options)
+        run = potluck.host(recipe(int(rest[0]), epochs), trained, **options)
         say(invite=run.invite)
     else:
         run = potluck.join(rest[0], trained, **options)
@@ -49,8 +64,7 @@ def main() -> None:
     with run:
         optimizer = run.optimizer(torch.optim.AdamW(trained.parameters(), lr=1e-3))
         target = torch.sin(torch.arange(64.0))
-        while True:
-            x = torch.randn(32, 64)
+        for x in run.batches(dataset()) if epochs else drawn():
             loss = ((trained(x) - torch.sin(x @ target)[:, None]) ** 2).mean()
             loss.backward()
             optimizer.step()

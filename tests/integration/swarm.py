@@ -82,12 +82,12 @@ class Peer:
 class Swarm:
     """A hub, peers, and an observer in this process that follows the run."""
 
-    def __init__(self, directory: Path, rounds: int) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, rounds: int, epochs: int = 0) -> None:
+        self.directory, self._data = directory, [str(epochs)] if epochs else []
         self.peers: dict[str, Peer] = {}
         self.events: list[tuple[float, str]] = []
         self._lock = threading.Condition()
-        self.peers["p1"] = Peer("host", str(directory / "p1"), "p1", str(rounds))
+        self.peers["p1"] = Peer("host", str(directory / "p1"), "p1", str(rounds), *self._data)
         self.invite: str = self.peers["p1"].wait("invite", 60)["invite"]
         self.observer = potluck.join(
             self.invite,
@@ -106,7 +106,7 @@ class Swarm:
     def join(self, *names: str) -> None:
         """Start peers, and wait until they have the run's state."""
         for name in names:
-            self.peers[name] = Peer("join", str(self.directory / name), name, self.invite)
+            self.peers[name] = Peer("join", str(self.directory / name), name, self.invite, *self._data)
         for name in names:
             self.peers[name].wait("joined", 60)
 

@@ -17,7 +17,6 @@ from potluck.app.reporter import Reporter
 from potluck.errors import RunOver, UsageError
 from potluck.recipe import Recipe, preset
 from potluck.run import Run, host, join
-from potluck.wire.codec import digest
 from potluck.wire.invite import Invite
 
 LEAVE_S = 5
@@ -157,13 +156,7 @@ def _work(out: Output, run: Run, part: Part, joined: Callable[[], None]) -> None
         # After the run's own hook, which gives each peer of a machine its share of the cores.
         optimizer.register_step_post_hook(lambda *_: torch.set_num_threads(part.threads))
     joined()
-    work.train(model, optimizer, work.batches(_seed(run)))
-
-
-def _seed(run: Run) -> int:
-    """Of this life of this peer, so that no two train on the same windows of the text."""
-    mine = run.state
-    return int(digest(f"{mine.peer}/{mine.session}".encode())[:16], 16)
+    work.train(model, optimizer, work.batches(run.blocks()))
 
 
 def _leave(run: Run | None, reporter: Reporter) -> None:

@@ -9,13 +9,36 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from potluck.protocol.catchup import NO_STATE, Catchup, chunks
-from potluck.protocol.effects import Announce, Append, Drop, Effect, Note, WriteSnapshot
+from potluck.protocol.effects import (
+    Announce,
+    Append,
+    Drop,
+    Effect,
+    Included,
+    Leased,
+    Note,
+    Revoked,
+    WriteSnapshot,
+)
 from potluck.protocol.exchange import Exchange
+from potluck.protocol.leases import count
+from potluck.protocol.leasing import lease_out
 from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import RunView
 from potluck.wire.messages import Answer, Phase, Progress, PushContribution
-from potluck.wire.records import Commit, Entry, Finish, Member, Open, PartInfo, Reassign, Snapshot, manifest
+from potluck.wire.records import (
+    Commit,
+    Entry,
+    Finish,
+    Grant,
+    Member,
+    Open,
+    PartInfo,
+    Reassign,
+    Snapshot,
+    manifest,
+)
 
 RANK_S = 0.7
 """Each further peer in line waits so much longer before it acts as steward, in seconds."""
@@ -62,6 +85,7 @@ class PeerCore:
         self._beat = 0
         self._caught_up = False
         self._times = Times(0.0, 0.0)
+        self._granted_at = 0.0
         self._due: tuple[object, float] = (None, 0.0)
         self._appending_until: float | None = None
         self._queue: list[Effect] = []
@@ -88,7 +112,11 @@ class PeerCore:
             self.exchange = None
             self._named.update(info.digest for info in body.parts)
             self._times = Times(now, now)
+            if self.me in self.view.moved:
+                self._queue.append(Included(count(self.view.moved[self.me])))
             self._note(f"round {body.round} committed: {body.reason}")
+        elif isinstance(body, Grant):
+            self._granted(body, now)
         elif isinstance(body, Snapshot):
             self._recorded(body)
         elif isinstance(body, Finish):
@@ -112,6 +140,19 @@ class PeerCore:
         if self.exchange.index is not None and self.catchup.round != body.round - 1:
             self.exchange.cut_done(0)
         self._queue.append(Announce())
+
+    def _granted(self, body: Grant, now: float) -> None:
+        self._granted_at = now
+        if self.me in body.released:
+            self._queue.append(Revoked())
+            self._note(
+                "taken for gone: our data went to others, and what we trained since the last commit with it"
+            )
+        if self.me in self.view.moved:
+            self._queue.append(Leased(tuple(self.view.moved[self.me])))
+            self._queue.append(Announce())
+        if body.released:
+            self._note(f"data: {body.reason}")
 
     def _recorded(self, body: Snapshot) -> None:
         oldest = min(self.view.snapshots)
@@ -341,13 +382,14 @@ class PeerCore:
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now),
             agree_on_snapshot(self.view, self.swarm, self._own, now),
+            lease_out(self.view, self.swarm, self._granted_at, now),
         ]
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)
         if decision is None:
             self._due = (None, now)
             return []
-        key = _key(decision)
+        key = _key(decision, self.view)
         if key != self._due[0]:
             self._due = (key, now)
         rank = self._rank(now)
@@ -368,7 +410,9 @@ class PeerCore:
         self._queue.append(Note(text))
 
 
-def _key(decision: Decision) -> object:
+def _key(decision: Decision, view: RunView) -> object:
     """What a decision is about, whatever its figures."""
     body = decision.body
+    if isinstance(body, Grant):
+        return "Grant", view.leases.grants if view.leases is not None else 0
     return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)
