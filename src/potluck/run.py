@@ -16,11 +16,10 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import astuple
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, PotluckError, RunOver, UsageError
 from potluck.hub.launch import launch_hub
@@ -33,6 +32,7 @@ from potluck.wire.messages import Progress
 if TYPE_CHECKING:
     import torch
 
+    from potluck.data.reader import Dataset
     from potluck.peer.dataplane import Vector
     from potluck.peer.trainer import Trainer
     from potluck.protocol.view import RunView
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("potluck")
 
 T = TypeVar("T")
-Sample = TypeVar("Sample", covariant=True)
 
 START_S = 150.0
 """How long admission and start may take, in seconds."""
@@ -56,14 +55,6 @@ LEAVE_S = 15.0
 
 STOP_S = 3.0
 """How long what is left of a run that was broken off may take to close, in seconds."""
-
-
-class Dataset(Protocol[Sample]):
-    """A map-style dataset: samples by number, from 0."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int, /) -> Sample: ...
 
 
 class Run:
@@ -137,13 +128,16 @@ class Run:
         self._failing = optimizer.register_step_post_hook(lambda *_: self._check())
         return optimizer
 
-    def batches(self, dataset: Dataset[T], collate: Callable[[list[T]], Any] | None = None) -> Iterator[Any]:
+    def batches(
+        self, dataset: Dataset[T] | Iterable[T], collate: Callable[[list[T]], Any] | None = None
+    ) -> Iterator[Any]:
         """Batches of the data that is leased to this peer: all peers together go through every sample once an
         epoch, whoever comes and goes. A batch is a block: ``recipe.data.block`` samples, an epoch's last one
         perhaps fewer. While there is nothing to train on it waits.
 
         Args:
-            dataset: anything with a length and samples by number, the same on every peer.
+            dataset: the same on every peer. Anything with a length and samples by number is shuffled; a
+                stream (``datasets.IterableDataset``, or any iterable that begins anew) is taken as it comes.
             collate: makes a batch of a list of samples; PyTorch's ``default_collate`` by default.
 
         Raises:
@@ -152,7 +146,7 @@ class Run:
         """
         from torch.utils.data import default_collate
 
-        from potluck.data.blocks import samples_of
+        from potluck.data.reader import reader
 
         data = self.recipe.data
         if not data.samples:
@@ -160,14 +154,8 @@ class Run:
                 "this run does not share its data out: set data.samples and data.block in the host's recipe, "
                 "Recipe(data=Data(samples=len(dataset), block=32))"
             )
-        if len(dataset) != data.samples:
-            raise UsageError(
-                f"this dataset has {len(dataset)} samples, the run's {data.samples}: all peers need the same"
-            )
-        return (
-            (collate or default_collate)([dataset[i] for i in samples_of(position, *astuple(data))])
-            for position in self.blocks()
-        )
+        read, make = reader(dataset, data.samples, data.block, data.seed), collate or default_collate
+        return (make(read(position)) for position in self.blocks())
 
     def blocks(self) -> Iterator[int]:
         """Positions of the data blocks leased to this peer, as ``batches`` goes through them.
