@@ -400,7 +400,7 @@ def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
 def _start(
     text: str, home: Path, name: str, listen: str, watch: Callable[[str], None] | None, *, trains: bool
 ) -> Run:
-    invite = Invite.parse(text, time.time())
+    invite = Invite.parse(text)
     claimed = _claim(home, invite.run)
     directory = home / "runs" / invite.run / claimed.directory.name
     who = name or f"{platform.node()}-{claimed.directory.name.rpartition('-')[2]}"

@@ -99,7 +99,7 @@ async def other_tasks() -> set[asyncio.Task[object]]:
 def test_members_share_one_ledger_and_hear_each_other(tmp_path):
     async def main():
         async with hub_at(tmp_path) as hub:
-            invite = Invite.parse(hub.invite().text(), 0.0)
+            invite = Invite.parse(hub.invite().text())
             async with member(invite) as one, member(invite) as other:
                 assert one.connected
                 assert hub.peers_connected == 2
@@ -410,7 +410,7 @@ async def said(owner: subprocess.Popen[bytes]) -> tuple[Invite, int]:
     assert owner.stdout is not None
     line = await asyncio.wait_for(asyncio.to_thread(owner.stdout.readline), DEADLINE_S)
     text, pid = line.decode().split()
-    return Invite.parse(text, None), int(pid)
+    return Invite.parse(text), int(pid)
 
 
 def test_a_killed_hub_comes_back_with_everything(tmp_path):

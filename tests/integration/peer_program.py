@@ -1,6 +1,7 @@
-"""One peer as a user would write it: ``peer_program.py host|join DIRECTORY NAME ROUNDS|INVITE [EPOCHS]``.
+"""One peer as a user would write it: ``peer_program.py host|join DIRECTORY NAME ROUNDS|INVITE [KEY=VALUE]``.
 
-With epochs, the data is shared out and the run ends with it; else every peer draws its own for ever.
+epochs=N: the data is shared out and the run ends with it; else every peer draws its own for ever.
+pace=S: seconds between steps. clock=S: this machine's clock is so many seconds off.
 
 Prints the invite (host), then a JSON line for each event, and at the end the state.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import torch
@@ -45,20 +47,29 @@ def dataset() -> torch.Tensor:
     return torch.randn(SAMPLES, 64, generator=torch.Generator().manual_seed(1))
 
 
+def set_clock(off_s: float) -> None:
+    """The time of day is wrong here; what measures durations is not."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + off_s
+    time.time_ns = lambda: now_ns() + int(off_s * 1e9)
+
+
 def say(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
 
 def main() -> None:
     what, directory, name, *rest = sys.argv[1:]
-    epochs = int(rest[1]) if len(rest) > 1 else 0
+    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0"} | dict(o.split("=") for o in rest[1:])
+    epochs, pace_s = int(options["epochs"]), float(options["pace"])
+    set_clock(float(options["clock"]))
     trained = model()
-    options = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
+    place = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
-        run = potluck.host(recipe(int(rest[0]), epochs), trained, **options)
+        run = potluck.host(recipe(int(rest[0]), epochs), trained, **place)
         say(invite=run.invite)
     else:
-        run = potluck.join(rest[0], trained, **options)
+        run = potluck.join(rest[0], trained, **place)
     say(joined=run.round)
     pace = threading.Event()
     with run:
@@ -69,7 +80,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            pace.wait(PACE_S)
+            pace.wait(pace_s)
     values = torch.cat([p.detach().reshape(-1) for p in trained.parameters() if p.requires_grad])
     say(round=run.round, over=run.over, digest=run.state.state, sum=values.double().sum().item())
 

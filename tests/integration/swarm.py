@@ -83,7 +83,7 @@ class Swarm:
     """A hub, peers, and an observer in this process that follows the run."""
 
     def __init__(self, directory: Path, rounds: int, epochs: int = 0) -> None:
-        self.directory, self._data = directory, [str(epochs)] if epochs else []
+        self.directory, self._data = directory, [f"epochs={epochs}"]
         self.peers: dict[str, Peer] = {}
         self.events: list[tuple[float, str]] = []
         self._lock = threading.Condition()
@@ -103,10 +103,13 @@ class Swarm:
             self.events.append((time.monotonic(), text))
             self._lock.notify_all()
 
-    def join(self, *names: str) -> None:
+    def join(self, *names: str, **options: float) -> None:
         """Start peers, and wait until they have the run's state."""
+        more = [*self._data, *(f"{key}={value}" for key, value in options.items())]
         for name in names:
-            self.peers[name] = Peer("join", str(self.directory / name), name, self.invite, *self._data)
+            if name in self.peers:
+                self.peers[name].end()
+            self.peers[name] = Peer("join", str(self.directory / name), name, self.invite, *more)
         for name in names:
             self.peers[name].wait("joined", 60)
 

@@ -16,7 +16,7 @@ from potluck.protocol.view import RunView
 from potluck.wire.messages import Progress
 from potluck.wire.records import Body, Finish, Grant
 
-from .support import Ledger, committed, genesis, heard, member, opened, result, says
+from .support import Ledger, committed, genesis, member, opened, result, says
 
 ONE, TWO, THREE = member(1), member(2), member(3)
 
@@ -222,11 +222,6 @@ def test_what_the_gone_had_goes_out_again_at_once() -> None:
     assert made is not None
     assert (made.released, made.leased) == ((TWO,), ((ONE, 5),))
     assert made.reason.startswith("10 blocks of 00000000 (gone) are free again; 5 blocks to peer1")
-
-
-def test_who_has_just_come_takes_nobody_for_gone() -> None:
-    run = Run(grant((1, 10), (2, 10)))
-    assert decided(run, heard(says(1), at=EXPIRY_S)) is None
 
 
 def test_members_of_the_open_round_are_not_taken_for_gone() -> None:

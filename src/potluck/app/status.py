@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +93,7 @@ def show_status(out: Output, invite: str) -> None:
         InviteError: it is none, or the hub does not take it.
         Unreachable: the hub is away.
     """
-    parsed = Invite.parse(invite, time.time())
+    parsed = Invite.parse(invite)
     out.status(f"asking the hub of run {parsed.run}")
     try:
         look = asyncio.run(_look(parsed))

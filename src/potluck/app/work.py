@@ -73,7 +73,7 @@ def join_run(out: Output, invite: str, part: Part) -> int:
     Raises:
         PotluckError: as ``potluck.join``.
     """
-    parsed = Invite.parse(invite, time.time())
+    parsed = Invite.parse(invite)
     yield_cores()
     out.status(f"asking the hub of run {parsed.run} to let this machine in")
 
@@ -211,7 +211,7 @@ def _sum_up(out: Output, run: Run, code: int) -> None:
 
 
 def _run_id(run: Run) -> str:
-    return Invite.parse(run.invite, None).run
+    return Invite.parse(run.invite).run
 
 
 def yield_cores() -> None:

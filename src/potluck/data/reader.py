@@ -1,4 +1,4 @@
-"""Samples of a dataset by blocks: of one that gives them by number, or of a stream that comes in one order."""
+"""Samples of a dataset by blocks: of one that gives them by number, or of a stream in its one order."""
 
 from __future__ import annotations
 

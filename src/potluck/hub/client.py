@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import ssl
+import time
 from collections.abc import Callable
 from urllib.parse import ParseResult
 
@@ -141,6 +142,8 @@ class HubClient:
         try:
             stream = await stranger.dial(invite.addresses, invite.hub)
             admitted = await seek_admission(stream, invite, identity.peer)
+        except Unreachable as error:
+            raise Unreachable(f"{error}{invite.hint(time.time())}") from error
         finally:
             await stranger.close()
         client = HubClient(invite, identity, admitted)

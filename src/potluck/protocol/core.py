@@ -375,9 +375,14 @@ class PeerCore:
         return now + (TICK_S if busy else 1.0)
 
     def _govern(self, now: float) -> list[Effect]:
-        """Act as steward when it is our turn, and we hear the swarm."""
+        """Act as steward when it is our turn, and we hear the swarm: one that has just
+        come would take all it has not heard yet for gone.
+        """
         if self.swarm.deaf(now) and not self.over:
             self.reason = "the hub is away: training goes on, rounds wait"
+            return []
+        if not self.swarm.settled(now):
+            self.reason = "just come: listening for others before deciding anything"
             return []
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now),

@@ -39,8 +39,6 @@ def lease_out(view: RunView, swarm: Swarm, last: float, now: float) -> Decision:
 
 def _gone(view: RunView, leases: Leases, swarm: Swarm, now: float) -> list[Member]:
     """Holders that are not there. Members of the open round are left alone: their work may yet be in it."""
-    if not swarm.settled(now):
-        return []
     busy = view.open.members if view.open is not None else ()
     return [m for m in leases.holders() if not swarm.lives(m, now) and m not in busy]
 

@@ -77,13 +77,13 @@ class Invite(Struct, frozen=True):
         return text
 
     @staticmethod
-    def parse(text: str, now: float | None) -> Invite:
+    def parse(text: str) -> Invite:
         """The invite in ``text``, whatever its case, spaces and line breaks.
 
-        ``now`` is in seconds since 1970; ``None`` leaves it to the hub whether the invite still holds.
+        Whether it still holds is the hub's to say: this machine's clock may be wrong.
 
         Raises:
-            InviteError: it is none, is mistyped or cut short, expired, or from a newer release.
+            InviteError: it is none, is mistyped or cut short, or from a newer release.
         """
         if len(text) > MAX_CHARACTERS:
             raise InviteError(
@@ -101,18 +101,19 @@ class Invite(Struct, frozen=True):
                 f"the invite has format {body[0]}, this release reads {VERSION}: update Potluck"
             )
         packed = _fields(body)
-        invite = Invite(packed.run, packed.hub.hex(), packed.addresses, packed.secret, packed.expires)
-        invite._refuse_expired(now)
-        return invite
+        return Invite(packed.run, packed.hub.hex(), packed.addresses, packed.secret, packed.expires)
 
-    def _refuse_expired(self, now: float | None) -> None:
-        if now is None or not self.expires or now < self.expires:
-            return
+    def hint(self, now: float) -> str:
+        """What to add when the hub can't be asked: that the invite has expired, if it has by a clock that
+        says ``now`` (in seconds since 1970); else nothing.
+        """
+        if not self.expires or now < self.expires:
+            return ""
         try:
             ended = datetime.datetime.fromtimestamp(self.expires, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
         except (ValueError, OverflowError, OSError):
             ended = f"{self.expires} s after 1970"
-        raise InviteError(f"the invite to {self.run!r} expired at {ended}: ask its host for a new one")
+        return f"; by this machine's clock the invite expired at {ended}: ask its host for a new one"
 
 
 def _check(body: bytes) -> bytes:
