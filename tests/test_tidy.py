@@ -48,6 +48,7 @@ PARAMETERS = 8
 
 WAIVERS = {
     "PARAMETERS src/potluck/peer/actions.py:__init__": "a core, its four means and four callbacks: one use",
+    "PARAMETERS src/potluck/run.py:host": "public: what any peer takes, and three that only a founder has",
 }
 """What is over a budget, with its reason."""
 
@@ -98,6 +99,12 @@ def lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
     told = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
     return (node.end_lineno or 0) - node.lineno + 1 - told
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many there are, besides the object itself."""
+    named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in named)
 
 
 def nesting(node: ast.AST) -> int:
@@ -152,12 +159,9 @@ def test_budgets(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= FILE_LINES
     for function in functions(parse(path)):
         where = f"{name}:{function.name}"
-        arguments = function.args
-        parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        count = sum(argument.arg not in ("self", "cls") for argument in parameters)
         assert lines(function) <= FUNCTION_LINES, where
         assert nesting(function) <= NESTING, where
-        assert count <= PARAMETERS or f"PARAMETERS {where}" in WAIVERS, where
+        assert parameters(function) <= PARAMETERS or f"PARAMETERS {where}" in WAIVERS, where
 
 
 def test_most_functions_are_short() -> None:
@@ -171,7 +175,7 @@ def test_every_waiver_is_needed() -> None:
         path, _, name = where.partition(":")
         assert kind == "PARAMETERS"
         found = [f for f in functions(parse(ROOT / path)) if f.name == name]
-        assert any(len(f.args.args) + len(f.args.kwonlyargs) - 1 > PARAMETERS for f in found), waiver
+        assert any(parameters(f) > PARAMETERS for f in found), waiver
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=lambda p: str(p.relative_to(ROOT)))
@@ -227,6 +231,7 @@ PUBLIC = [
     "Data",
     "End",
     "Inner",
+    "Keep",
     "Outer",
     "PotluckError",
     "Recipe",
@@ -236,6 +241,7 @@ PUBLIC = [
     "Task",
     "host",
     "join",
+    "resume",
 ]
 
 

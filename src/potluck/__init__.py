@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
-    from potluck.run import Run, host, join
+    from potluck.run import Run, host, join, resume
+    from potluck.store.keep import Keep
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ _HOMES = {
     "Data": "potluck.recipe",
     "End": "potluck.recipe",
     "Inner": "potluck.recipe",
+    "Keep": "potluck.store.keep",
     "Outer": "potluck.recipe",
     "PotluckError": "potluck.errors",
     "Recipe": "potluck.recipe",
@@ -24,12 +26,14 @@ _HOMES = {
     "Task": "potluck.recipe",
     "host": "potluck.run",
     "join": "potluck.run",
+    "resume": "potluck.run",
 }
 
 __all__ = [
     "Data",
     "End",
     "Inner",
+    "Keep",
     "Outer",
     "PotluckError",
     "Recipe",
@@ -39,6 +43,7 @@ __all__ = [
     "Task",
     "host",
     "join",
+    "resume",
 ]
 
 

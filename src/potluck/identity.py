@@ -188,19 +188,20 @@ class Claim:
         self.release()
 
 
-def claim(directory: Path) -> Claim:
-    """The first key in ``directory`` that no other process holds: ``peer-1``, ``peer-2`` and so on.
+def claim(directory: Path, number: int = 0) -> Claim:
+    """The first key in ``directory`` that no other process holds: ``peer-1``, ``peer-2`` and so on; or only
+    that of this ``number``.
 
     The operating system ends a claim with its process, however that ends.
 
     Raises:
-        UsageError: all of ``MAX_SLOTS`` are held, or other users can read the key.
+        UsageError: all of ``MAX_SLOTS`` (or the one) are held, or other users can read the key.
         StoreError: the key is damaged, or the disk refuses.
     """
     from filelock import FileLock, Timeout
 
-    for number in range(1, MAX_SLOTS + 1):
-        slot = directory / f"peer-{number}"
+    for each in [number] if number else range(1, MAX_SLOTS + 1):
+        slot = directory / f"peer-{each}"
         # A soft lock would outlive its process, so a file system without real ones is refused.
         lock = FileLock(slot / "lock", mode=0o600, thread_local=False, fallback_to_soft=False)
         try:
@@ -215,6 +216,8 @@ def claim(directory: Path) -> Claim:
         except BaseException:
             lock.release(force=True)
             raise
+    if number:
+        raise UsageError(f"{directory / f'peer-{number}'} is in use: its peer is running")
     raise UsageError(
         f"all {MAX_SLOTS} keys in {directory} are in use; give this process a directory of its own"
     )

@@ -8,24 +8,27 @@ with potluck.join(invite, model) as run:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import platform
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from potluck.errors import EnvironmentProblem, PotluckError, RunOver, UsageError
+from potluck.errors import EnvironmentProblem, RunOver, UsageError
 from potluck.hub.launch import launch_hub
-from potluck.identity import Claim, claim, data_directory
+from potluck.identity import Claim, data_directory
+from potluck.peer.background import Background
+from potluck.peer.disks import claim_for
 from potluck.peer.node import Founding, Node, Place
+from potluck.peer.resume import prepare
 from potluck.recipe import Recipe
+from potluck.store.keep import USUAL, Keep
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
 
@@ -77,9 +80,7 @@ class Run:
         # (20 MB/s; 93 MB/s at 1 ms). It is put back when the run is left.
         self._switch_s = sys.getswitchinterval()
         sys.setswitchinterval(min(self._switch_s, SWITCH_S))
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="potluck-network", daemon=True)
-        self._thread.start()
+        self._background = Background()
         self._node: Node = self._call(_make(invite, place, watch), START_S)
 
     # -- coming ----------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ class Run:
     @property
     def peers(self) -> list[Progress]:
         """Everybody who is there, as last heard, the longest present first; nobody once we have left."""
-        return self._read(lambda: self._node.core.swarm.alive(self._loop.time())) if not self._left else []
+        return self._read(lambda: self._node.core.swarm.alive(self._background.now)) if not self._left else []
 
     @property
     def view(self) -> RunView:
@@ -247,7 +248,7 @@ class Run:
             return
         self._left = True
         try:
-            if self._thread.is_alive():
+            if self._background.alive:
                 if self._trainer is not None:
                     self._trainer.meet()
                 self._call(self._node.leave(), LEAVE_S)
@@ -279,30 +280,12 @@ class Run:
 
     # -- the network thread ----------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
     def _call(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-        """Run a coroutine in the network thread and wait for it; Ctrl-C gets through."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            try:
-                return future.result(0.5)
-            except TimeoutError:
-                if future.done():
-                    raise
-                if deadline is not None and time.monotonic() > deadline:
-                    future.cancel()
-                    raise EnvironmentProblem(f"the network did not answer in {timeout_s:.0f} s") from None
-            except BaseException:
-                future.cancel()
-                raise
+        return self._background.call(work, timeout_s)
 
     def _read(self, read: Callable[[], T]) -> T:
         """Something of the network thread's, as it is at one moment."""
-        return read() if self._left else self._call(_of(read), ANSWER_S)
+        return read() if self._left else self._background.read(read, ANSWER_S)
 
     def _check(self) -> None:
         failure = self._node.actions.handover.failure
@@ -311,15 +294,7 @@ class Run:
 
     def _stop(self) -> None:
         self._left = True
-        if self._thread.is_alive():
-            with contextlib.suppress(PotluckError):
-                self._call(_wind_up(self._node), STOP_S)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(LEAVE_S)
-        if not self._loop.is_running() and not self._loop.is_closed():
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+        self._background.stop(self._node.close(), STOP_S)
         sys.setswitchinterval(self._switch_s)
         self._claim.release()
 
@@ -333,6 +308,7 @@ def host(
     listen: str = "0.0.0.0",  # noqa: S104 – friends' machines are elsewhere; admission is by invite
     hub: str = "",
     base: Path | None = None,
+    keep: Keep = USUAL,
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Start a run: a hub in a process of its own, and this process as the first peer.
@@ -345,6 +321,7 @@ def host(
         listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
         hub: the invite of a hub that runs already (``potluck hub``) and has no run yet.
         base: the directory that the recipe's paths are relative to; the working directory by default.
+        keep: what this machine keeps of the run besides what every peer does.
         watch: called from the network thread with each event in words.
 
     Raises:
@@ -355,7 +332,7 @@ def host(
     founding = _founding(recipe, model, base or Path())
     if not hub:
         hub = launch_hub(home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}", host=listen).invite
-    run = _start(hub, home, name, listen, watch, trains=True)
+    run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
     run._begin(founding)
     return _with_model(run, model)
 
@@ -368,6 +345,7 @@ def join(
     directory: Path | str | None = None,
     listen: str = "0.0.0.0",  # noqa: S104 – as in host
     trains: bool = True,
+    keep: Keep = USUAL,
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
@@ -382,7 +360,47 @@ def join(
         PotluckError: the hub can't be reached, or the disk or the network fails.
     """
     home = Path(directory) if directory is not None else data_directory()
-    run = _start(invite, home, name, listen, watch, trains=trains)
+    run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
+    run._begin(None)
+    return _with_model(run, model)
+
+
+def resume(
+    source: Path | str,
+    model: torch.nn.Module | None = None,
+    *,
+    name: str = "",
+    directory: Path | str | None = None,
+    listen: str = "0.0.0.0",  # noqa: S104 – as in host
+    keep: Keep = USUAL,
+    watch: Callable[[str], None] | None = None,
+) -> Run:
+    """Go on with a run from one peer's disk, or an archive, when its hub and all other peers are lost.
+
+    A new hub is started and gets the same records in the same order; others join with its invite, with
+    their own disks if they have them. Arguments as in ``host``.
+
+    Args:
+        source: a peer's directory, or the data directory that holds it, or an archive's URL.
+        directory: where keys and runs are kept; by default where ``source`` stands, if it stands in one. Else
+            what is needed of ``source`` is copied there.
+
+    Raises:
+        UsageError: there is no copy of a run, or its peer or its hub is up.
+        StoreError: ``source`` does not hold enough, and what is missing.
+        CorruptData: its journal is damaged or altered, and where.
+        PotluckError: as ``host``.
+    """
+    prepared = prepare(source, Path(directory) if directory is not None else None)
+    with _released(prepared.claimed):
+        if prepared.warning:
+            (watch or log.warning)(prepared.warning)
+        hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
+        launched = launch_hub(
+            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run
+        )
+        place = _place(prepared.claimed, prepared.directory, name, listen, keep)
+        run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
     run._begin(None)
     return _with_model(run, model)
 
@@ -398,50 +416,35 @@ def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
 
 
 def _start(
-    text: str, home: Path, name: str, listen: str, watch: Callable[[str], None] | None, *, trains: bool
+    text: str,
+    home: Path,
+    name: str,
+    listen: str,
+    watch: Callable[[str], None] | None,
+    *,
+    trains: bool,
+    keep: Keep,
 ) -> Run:
     invite = Invite.parse(text)
-    claimed = _claim(home, invite.run)
-    directory = home / "runs" / invite.run / claimed.directory.name
+    claimed = claim_for(home, invite.run)
+    with _released(claimed):
+        place = _place(claimed, home / "runs" / invite.run / claimed.directory.name, name, listen, keep)
+        return Run(invite, claimed, replace(place, trains=trains), watch)
+
+
+def _place(claimed: Claim, directory: Path, name: str, listen: str, keep: Keep) -> Place:
     who = name or f"{platform.node()}-{claimed.directory.name.rpartition('-')[2]}"
-    place = Place(claimed.identity, directory, who, listen, trains)
+    return Place(claimed.identity, directory, who, listen, keep=keep)
+
+
+@contextlib.contextmanager
+def _released(claimed: Claim) -> Iterator[None]:
+    """Released if something fails inside; else it is the run's."""
     try:
-        return Run(invite, claimed, place, watch)
+        yield
     except BaseException:
         claimed.release()
         raise
-
-
-def _claim(home: Path, run: str) -> Claim:
-    """A key of this machine that is free: that whose store has the newest of the run, or else the first."""
-    stores = {_slot(path): _newest(path / "store") for path in (home / "runs" / run).glob("peer-*")}
-    best = claim(home / "keys")
-    seen, passed_over = _slot(best.directory), []
-    try:
-        while seen < max(stores, default=0):
-            other = claim(home / "keys")
-            seen = _slot(other.directory)
-            if stores.get(seen, 0.0) > stores.get(_slot(best.directory), 0.0):
-                best, other = other, best
-            passed_over.append(other)
-    except BaseException:
-        best.release()
-        raise
-    finally:
-        for other in passed_over:
-            other.release()
-    return best
-
-
-def _slot(directory: Path) -> int:
-    """The number of a key's directory, ``peer-N``."""
-    number = directory.name.removeprefix("peer-")
-    return int(number) if number.isdecimal() else 0
-
-
-def _newest(store: Path) -> float:
-    """When something was last kept there, in seconds since 1970; 0 if nothing was."""
-    return max((path.stat().st_mtime for path in store.glob("[0-9a-f][0-9a-f]")), default=0.0)
 
 
 def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
@@ -466,17 +469,4 @@ async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | Non
     return Node(invite, place, watch)
 
 
-async def _wind_up(node: Node) -> None:
-    """End whatever still runs."""
-    await node.close()
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
-async def _of(read: Callable[[], T]) -> T:
-    return read()
-
-
-__all__ = ["Run", "host", "join"]
+__all__ = ["Keep", "Run", "host", "join", "resume"]

@@ -158,7 +158,7 @@ class Shells:
 
 def end_hubs(directory: Path) -> None:
     """End the hubs that work below a directory, by process number, and wait until they have ended."""
-    for pid in _hubs(directory):
+    for pid in hubs(directory):
         handle = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(handle, signal.SIGTERM)
@@ -173,7 +173,7 @@ def _wait(handle: int, pid: int) -> None:
     assert select.select([handle], [], [], 20)[0], f"the hub {pid} does not end"
 
 
-def _hubs(directory: Path) -> list[int]:
+def hubs(directory: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

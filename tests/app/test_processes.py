@@ -14,7 +14,7 @@ import pytest
 
 from potluck.app import processes as subject
 from potluck.app.processes import Process, leave_all, processes, registered
-from potluck.run import _claim
+from potluck.peer.disks import claim_for
 
 from . import shells as command
 from .shells import summary
@@ -133,7 +133,7 @@ def test_the_second_signal_ends_a_process_at_once(tmp_path: Path, peers: list[Pe
 
 def test_the_key_whose_store_has_the_newest_of_the_run_is_claimed(tmp_path: Path):
     def claimed(run: str) -> str:
-        with _claim(tmp_path, run) as claim:
+        with claim_for(tmp_path, run) as claim:
             return claim.directory.name
 
     assert claimed("a") == "peer-1"
@@ -143,10 +143,10 @@ def test_the_key_whose_store_has_the_newest_of_the_run_is_claimed(tmp_path: Path
         os.utime(store, (10_000 - age, 10_000 - age))
     assert claimed("a") == "peer-2"
     assert claimed("b") == "peer-1"
-    with _claim(tmp_path, "a"):
+    with claim_for(tmp_path, "a"):
         assert claimed("a") == "peer-3"
-        with _claim(tmp_path, "a"):
+        with claim_for(tmp_path, "a"):
             assert claimed("a") == "peer-1"
             assert claimed("b") == "peer-1"
-            with _claim(tmp_path, "a"):
+            with claim_for(tmp_path, "a"):
                 assert claimed("a") == "peer-4"

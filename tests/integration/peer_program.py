@@ -1,9 +1,10 @@
-"""One peer as a user would write it: ``peer_program.py host|join DIRECTORY NAME ROUNDS|INVITE [KEY=VALUE]``.
+"""One peer as a user would write it: ``peer_program.py host|join DIRECTORY NAME ROUNDS|INVITE [KEY=VALUE]``,
+or ``resume SOURCE NAME [DIRECTORY]``.
 
 epochs=N: the data is shared out and the run ends with it; else every peer draws its own for ever.
-pace=S: seconds between steps. clock=S: this machine's clock is so many seconds off.
+pace=S: seconds between steps. clock=S: this machine's clock is so many seconds off. archive=URL: as ``Keep``.
 
-Prints the invite (host), then a JSON line for each event, and at the end the state.
+Prints the invite (host, resume), then a JSON line for each event, and at the end the state.
 """
 
 from __future__ import annotations
@@ -60,14 +61,22 @@ def say(**fields: object) -> None:
 
 def main() -> None:
     what, directory, name, *rest = sys.argv[1:]
-    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0"} | dict(o.split("=") for o in rest[1:])
+    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0", "archive": ""} | dict(
+        o.split("=") for o in rest[1:]
+    )
     epochs, pace_s = int(options["epochs"]), float(options["pace"])
     set_clock(float(options["clock"]))
     trained = model()
     place = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
-        run = potluck.host(recipe(int(rest[0]), epochs), trained, **place)
+        keep = potluck.Keep(archive=options["archive"])
+        run = potluck.host(recipe(int(rest[0]), epochs), trained, keep=keep, **place)
         say(invite=run.invite)
+    elif what == "resume":
+        place["directory"] = rest[0] if rest else None
+        run = potluck.resume(directory, **place)
+        say(invite=run.invite)
+        run.adopt(trained)
     else:
         run = potluck.join(rest[0], trained, **place)
     say(joined=run.round)

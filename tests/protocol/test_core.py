@@ -399,6 +399,16 @@ def test_a_snapshot_is_written_every_so_many_rounds_and_announced_with_its_manif
     assert peer.poll(Append, 1.0) == []
 
 
+@pytest.mark.parametrize("here", [False, True])
+def test_a_slow_peer_writes_what_others_recorded_already_unless_it_is_here(here: bool) -> None:
+    """From each peer's disk alone the run can be brought back, so each writes every snapshot."""
+    content = {d for b in snapshot(1).files for d in b.chunks} if here else set()
+    peer = trained(every=1, have=content)
+    peer.follow(opened(), committed(), snapshot(1))
+    peer.core.applied(1, BASE, loaded=False)
+    assert peer.poll(WriteSnapshot) == ([] if here else [WriteSnapshot(1)])
+
+
 # -- stewards ----------------------------------------------------------------------------------------
 
 

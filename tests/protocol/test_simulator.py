@@ -331,11 +331,11 @@ def _doubling(reduce: Callable[..., Any]) -> Callable[..., Any]:
 
 def _dropping(recorded: Callable[..., Any]) -> Callable[..., Any]:
     def broken_drop(self: PeerCore) -> Any:
-        commits, self.view.commits = self.view.commits, {}
+        parts, self._retention._parts = self._retention._parts, {}
         try:
             return recorded(self)
         finally:
-            self.view.commits = commits
+            self._retention._parts = parts
 
     return broken_drop
 

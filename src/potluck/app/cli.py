@@ -13,9 +13,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -61,6 +62,30 @@ InviteText = Annotated[
 ]
 EVERYWHERE = "0.0.0.0"  # noqa: S104 – friends' machines are elsewhere; admission is by invite
 
+
+@dataclass(frozen=True)
+class Machine:
+    """Options: what this machine gives to a run, and keeps of it."""
+
+    listen: Listen = EVERYWHERE
+    threads: Threads = 0
+    keep_snapshots: Annotated[
+        int, typer.Option(min=2, help="How many recorded snapshots stay on this disk, and all rounds since.")
+    ] = 2
+    archive: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Copy snapshots and journal there too: any URL that fsspec writes."),
+    ] = ""
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR", help="A peer's directory, or the data directory it is in.", show_default=False
+    ),
+]
+
+
 COMMON = {
     "json": Annotated[bool, typer.Option("--json", help="One JSON object a line; the last is the summary.")],
     "plain": Annotated[bool, typer.Option("--plain", help="No colours and no live line.")],
@@ -71,21 +96,40 @@ COMMON = {
 def command(function: Callable[..., int | None]) -> Callable[..., None]:
     """Make a command of a function whose first parameter is where its words go; it returns the exit code.
 
-    Every command has the options of ``COMMON`` besides its own, and shows each error in one line.
+    Every command has the options of ``COMMON`` besides its own, and shows each error in one line. A parameter
+    of a dataclass stands for its fields, as options.
     """
-
-    def run(*, json: bool, plain: bool, verbose: bool, **own: Any) -> None:
-        out = Output(json=json, plain=plain, verbose=verbose)
-        raise typer.Exit(_guarded(out, functools.partial(function, out, **own)))
-
     keyword = inspect.Parameter.KEYWORD_ONLY
-    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    own: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in list(inspect.signature(function, eval_str=True).parameters.values())[1:]:
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            own += _options(parameter.annotation)
+        else:
+            own.append(parameter.replace(kind=keyword))
+
+    def run(*, json: bool, plain: bool, verbose: bool, **given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{entry.name: given.pop(entry.name) for entry in fields(group)})
+        out = Output(json=json, plain=plain, verbose=verbose)
+        raise typer.Exit(_guarded(out, functools.partial(function, out, **given)))
+
     common = [inspect.Parameter(n, keyword, default=False, annotation=kind) for n, kind in COMMON.items()]
-    parameters = [parameter.replace(kind=keyword) for parameter in own] + common
+    parameters = own + common
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app.command(function.__name__, help=function.__doc__, epilog=EXIT_CODES)(run)
     return run
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    """The fields of a dataclass of options, as parameters."""
+    kinds, keyword = get_type_hints(group, include_extras=True), inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(entry.name, keyword, default=entry.default, annotation=kinds[entry.name])
+        for entry in fields(group)
+    ]
 
 
 def _guarded(out: Output, work: Callable[[], int | None]) -> int:
@@ -129,6 +173,14 @@ def _home(directory: Path | None) -> Path:
     return directory if directory is not None else data_directory()
 
 
+def _part(home: Path, name: str, machine: Machine, *, trains: bool) -> Any:
+    from potluck.app.work import Part
+    from potluck.store.keep import Keep
+
+    keep = Keep(machine.keep_snapshots, machine.archive)
+    return Part(home, name, machine.listen, machine.threads, trains, keep)
+
+
 @command
 def hub(
     out: Output,
@@ -159,16 +211,25 @@ def host(
     ] = "shakespeare",
     name: Name = "",
     directory: Home = None,
-    listen: Listen = EVERYWHERE,
-    threads: Threads = 0,
     hub: Annotated[
         str, typer.Option(metavar="INVITE", help="Of a hub that is up (default: start one).")
     ] = "",
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with the run on a peer's disk or in an archive, when all else is lost.",
+        ),
+    ] = "",
+    machine: Machine = Machine(),
 ) -> int:
-    """Start a run, and train in it as its first peer."""
-    from potluck.app.work import Part, host_run
+    """Start a run, or bring one back from a peer's disk, and train in it as its first peer."""
+    from potluck.app.work import host_run, resume_run
+    from potluck.peer.resume import home_for
 
-    return host_run(out, recipe, hub, Part(_home(directory), name, listen, threads))
+    home = home_for(resume, directory) if resume else _home(directory)
+    part = _part(home, name, machine, trains=True)
+    return resume_run(out, resume, part) if resume else host_run(out, recipe, hub, part)
 
 
 @command
@@ -177,14 +238,13 @@ def join(
     invite: InviteText,
     name: Name = "",
     directory: Home = None,
-    listen: Listen = EVERYWHERE,
-    threads: Threads = 0,
     follow: Annotated[bool, typer.Option("--follow", help="Keep the state, but train nothing.")] = False,
+    machine: Machine = Machine(),
 ) -> int:
     """Join a run with nothing but its invite, and train in it."""
-    from potluck.app.work import Part, join_run
+    from potluck.app.work import join_run
 
-    return join_run(out, invite, Part(_home(directory), name, listen, threads, trains=not follow))
+    return join_run(out, invite, _part(_home(directory), name, machine, trains=not follow))
 
 
 @command
@@ -219,6 +279,29 @@ def export(
     from potluck.app.export import export as write
 
     write(out, invite, to, _home(directory), listen)
+
+
+@command
+def verify(out: Output, source: Source) -> None:
+    """Replay a peer's copy of a run from its disk, and check every digest in it."""
+    from potluck.app.disk import verify_disk
+
+    verify_disk(out, source)
+
+
+@command
+def fork(
+    out: Output,
+    source: Source,
+    to: Annotated[Path, typer.Argument(metavar="NEWDIR", help="Made by this.", show_default=False)],
+    after: Annotated[
+        int, typer.Option("--round", min=0, metavar="N", show_default=False, help="Of that run.")
+    ],
+) -> None:
+    """Begin a new run with the state that a run on a peer's disk had after a round."""
+    from potluck.app.disk import fork_run
+
+    fork_run(out, source, after, to)
 
 
 @command

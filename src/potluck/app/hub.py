@@ -15,6 +15,7 @@ from potluck.errors import PotluckError, StoreError, Unreachable
 from potluck.hub.launch import launch_hub
 from potluck.hub.service import Hub, serve
 from potluck.hub.state import HubState
+from potluck.identity import Identity
 from potluck.wire.invite import Invite
 
 T = TypeVar("T")
@@ -66,14 +67,16 @@ def again(directory: Path) -> str:
     return f"potluck hub --directory {shlex.quote(str(directory))}"
 
 
-def own_hub(home: Path, run: str) -> Path | None:
-    """The directory of a run's hub, if it was started on this machine."""
+def own_hub(home: Path, invite: Invite) -> Path | None:
+    """The directory of an invite's hub, if it was started on this machine; a resumed run has several."""
     for path in sorted((home / "hubs").glob("*/hub.json")):
         try:
             state = HubState.load(path.parent)
         except StoreError:
             continue  # another run's; its own hub says so when it is started
-        if state is not None and state.run == run:
+        if state is None or state.run != invite.run:
+            continue
+        if Identity.load_or_create(path.parent / "key.pem").peer == invite.hub:
             return path.parent
     return None
 
@@ -96,7 +99,7 @@ def with_hub(out: Output, invite: Invite, home: Path, listen: str, reach: Callab
     try:
         return reach()
     except Unreachable as error:
-        directory = own_hub(home, invite.run)
+        directory = own_hub(home, invite)
         if directory is None:
             raise away(error, invite.run) from error
     out.say("note", f"the run's hub was on this machine and has ended: it is started again ({directory})")

@@ -18,7 +18,9 @@ from potluck.wire.records import Commit
 TICK_S = 0.5
 """How often the live line is renewed, in seconds."""
 
-ROUTINE = re.compile(r"round \d+ (opened|committed)|snapshot of round|caught up|run over|append not taken")
+ROUTINE = re.compile(
+    r"round \d+ (opened|committed)|snapshot of round|caught up|run over|archived up to|append not taken"
+)
 """What the core notes at every round; the line of the round says it shorter."""
 
 

@@ -16,7 +16,8 @@ from potluck.app.processes import registered
 from potluck.app.reporter import Reporter
 from potluck.errors import RunOver, UsageError
 from potluck.recipe import Recipe, preset
-from potluck.run import Run, host, join
+from potluck.run import Run, host, join, resume
+from potluck.store.keep import USUAL, Keep
 from potluck.wire.invite import Invite
 
 LEAVE_S = 5
@@ -32,6 +33,7 @@ class Part:
     listen: str = ""
     threads: int = 0
     trains: bool = True
+    keep: Keep = USUAL
 
 
 def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
@@ -58,13 +60,36 @@ def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
             listen=part.listen,
             hub=hub,
             base=base,
+            keep=part.keep,
             watch=watch,
         )
-        out.say("invite", run.invite, invite=run.invite, run=_run_id(run))
-        out.next("join from any other machine that reaches this one", f"potluck join {run.invite}")
-        return run
+        return _invited(out, run)
 
     return take_part(out, start, part)
+
+
+def resume_run(out: Output, source: str, part: Part) -> int:
+    """Go on with a run from one peer's disk, and train in it; returns the exit code.
+
+    Raises:
+        PotluckError: as ``potluck.resume``.
+    """
+    yield_cores()
+    out.status(f"reading {source}")
+
+    def start(watch: Callable[[str], None]) -> Run:
+        run = resume(
+            source, name=part.name, directory=part.home, listen=part.listen, keep=part.keep, watch=watch
+        )
+        return _invited(out, run)
+
+    return take_part(out, start, part)
+
+
+def _invited(out: Output, run: Run) -> Run:
+    out.say("invite", run.invite, invite=run.invite, run=_run_id(run))
+    out.next("join from any other machine that reaches this one", f"potluck join {run.invite}")
+    return run
 
 
 def join_run(out: Output, invite: str, part: Part) -> int:
@@ -85,6 +110,7 @@ def join_run(out: Output, invite: str, part: Part) -> int:
                 directory=part.home,
                 listen=part.listen,
                 trains=part.trains,
+                keep=part.keep,
                 watch=watch,
             )
 

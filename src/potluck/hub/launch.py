@@ -10,7 +10,10 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from potluck.errors import EnvironmentProblem
+from filelock import FileLock, Timeout
+
+from potluck.errors import EnvironmentProblem, StoreError
+from potluck.hub.state import LOCK, HubState
 
 START_S = 30.0
 """How long a hub may take to come up, in seconds."""
@@ -28,15 +31,23 @@ class Launched:
     log: Path
 
 
-def launch_hub(directory: Path, *, host: str, port: int = 0, until_idle_s: float | None = IDLE_S) -> Launched:
-    """Start a hub on a directory and wait until it is up.
+def launch_hub(
+    directory: Path, *, host: str, port: int = 0, until_idle_s: float | None = IDLE_S, run: str = ""
+) -> Launched:
+    """Start a hub on a directory and wait until it is up; ``run`` as for ``Hub``.
 
     Raises:
         EnvironmentProblem: it did not come up, and why.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = directory / "hub.log"
-    options = {"directory": str(directory), "host": host, "port": port, "until_idle_s": until_idle_s}
+    options = {
+        "directory": str(directory),
+        "host": host,
+        "port": port,
+        "until_idle_s": until_idle_s,
+        "run": run,
+    }
     with log.open("ab") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "potluck.hub", json.dumps(options)],
@@ -54,6 +65,23 @@ def launch_hub(directory: Path, *, host: str, port: int = 0, until_idle_s: float
     # The hub is on its own from here on.
     process.returncode = 0
     return Launched(said["invite"], process.pid, log)
+
+
+def running_hub(hubs: Path, run: str) -> Path | None:
+    """Which of the directories in ``hubs`` has a hub of this run that is up, if one has."""
+    for path in sorted(hubs.glob("*/hub.json")):
+        try:
+            state = HubState.load(path.parent)
+        except StoreError:
+            continue  # whoever starts that hub hears of it
+        if state is None or state.run != run:
+            continue
+        try:
+            with FileLock(path.parent / LOCK, mode=0o600, thread_local=False, blocking=False):
+                pass
+        except Timeout:
+            return path.parent
+    return None
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> bytes:

@@ -20,7 +20,7 @@ from potluck.errors import LedgerUnavailable, PotluckError, StoreError, UsageErr
 from potluck.hub.admission import CHUNK_BYTES, WRONG_SECRET_S, Admitted, Denied, judge, judge_member, opening
 from potluck.hub.nats_ledger import ANSWER_S, create_stream, stream_name
 from potluck.hub.server import HUB, PEER, NatsServer
-from potluck.hub.state import HubState, Secret
+from potluck.hub.state import LOCK, HubState, Secret
 from potluck.identity import Identity
 from potluck.net.addresses import parse_address
 from potluck.net.tls import MAX_ADDRESSES, TlsTransport
@@ -142,7 +142,7 @@ class Hub:
         directory = self._directory
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = FileLock(directory / "hub.lock", mode=0o600, thread_local=False)
+            lock = FileLock(directory / LOCK, mode=0o600, thread_local=False)
             lock.acquire(blocking=False)
         except Timeout:
             raise UsageError(

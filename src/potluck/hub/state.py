@@ -18,6 +18,9 @@ MAX_STATE_BYTES = 1 << 20
 FORGET_S = 30 * 86_400.0
 """An expired secret is kept so long, so that its holder hears "expired" rather than "unknown"; in seconds."""
 
+LOCK = "hub.lock"
+"""The file that is locked by the hub that works in a directory."""
+
 _NAME = "hub.json"
 
 

@@ -74,6 +74,8 @@ class Actions:
     ) -> None:
         self.core, self.state = core, state
         self.handover = Handover(self._taken_in_thread)
+        self.sync: Callable[[], str] = str
+        """Makes the ledger as followed so far durable, in the worker; returns what went wrong, in words."""
         self._links, self._ledger, self._chain = links, ledger, chain
         self._announce, self._note, self._changed, self._spawn = announce, note, changed, spawn
         self._loop = asyncio.get_running_loop()
@@ -279,6 +281,7 @@ class Actions:
     async def took(self, carry: Carry, *, loaded: bool) -> None:
         """A new shared state is ours: hand it to the trainer, and report it."""
         assert self.state.plane is not None
+        await self._synced()  # what is reported as applied is committed on this disk too
         state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
         self.handover.offer(carry)
         self.core.applied(self.state.plane.round, state, loaded)
@@ -291,6 +294,11 @@ class Actions:
             self.core.snapshot_written(snapshot)
         self._changed()
 
+    async def _synced(self) -> None:
+        if problem := await self.work(self.sync):
+            self._note(problem)
+
     async def _drop(self, effect: Drop) -> None:
+        await self._synced()  # the records by which it is not needed any more come first
         for name in sorted(effect.digests):
             await self._stored(self.state.store.delete, name)

@@ -22,14 +22,19 @@ from potluck.hub.client import HubClient
 from potluck.identity import Identity
 from potluck.net.tls import TlsTransport
 from potluck.peer.actions import Actions
+from potluck.peer.archiver import Archiver
 from potluck.peer.dataplane import Vector
+from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
 from potluck.peer.machine import machine_id, share_of_cores
 from potluck.peer.state import PeerState, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
+from potluck.store.archive import Archive
 from potluck.store.blobs import read_blob, write_blob
+from potluck.store.journal import NAME, Journal
+from potluck.store.keep import USUAL, Keep
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
@@ -53,13 +58,16 @@ GENESIS_S = 120.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a peer lives: its key, its directory, its name, the address it listens on, whether it trains."""
+    """Where a peer lives: its key, its directory, its name, the address it listens on, whether it trains, and
+    what it keeps.
+    """
 
     identity: Identity
     directory: Path
     name: str
     listen: str = "0.0.0.0"  # noqa: S104 – peers are on other machines; strangers are refused by TLS
     trains: bool = True
+    keep: Keep = USUAL
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ class Node:
         self.recipe: Recipe
         self.genesis: Genesis
         self._core_built = False
+        self._archiver: Archiver | None = None
         self.hub_reason = "connected to the hub"
 
     # -- coming ----------------------------------------------------------------------------------
@@ -123,6 +132,12 @@ class Node:
             host=place.listen,
         )
         self._store = Store(place.directory / "store")
+        journal = await asyncio.to_thread(Journal, place.directory / NAME)
+        self._keeper = Keeper(journal, self.hub.ledger, self._note)
+        await self._keeper.meet()
+        if place.keep.archive:
+            archive = await asyncio.to_thread(Archive, place.keep.archive, self._invite.run)
+            self._archiver = Archiver(archive, journal, self._store, self._note)
         if founding is not None:
             await self._found(founding)
         first = await self._genesis()
@@ -141,8 +156,10 @@ class Node:
         )
         if founding is not None:
             await self._begin(founding)
-        for work in (self._tail(), self._beat(), self._drive()):
+        for work in (self._tail(), self._beat(), self._drive(), self._keeper.mend()):
             self._spawn(work)
+        if self._archiver is not None:
+            self._spawn(self._archiver.run(self.core))
 
     async def _found(self, founding: Founding) -> None:
         """Write the genesis, unless the run has one (a host that starts again on its own hub)."""
@@ -160,7 +177,7 @@ class Node:
         while self._now() < deadline:
             found = await self.hub.ledger.read(1, 1)
             if found:
-                return self._chain.follow(*found[0])
+                return self._follow(*found[0])
             await self.hub.ledger.changed(1.0)
         raise Refused("the hub is there, but its run has not begun: ask its host to start it")
 
@@ -168,7 +185,15 @@ class Node:
         """Read the ledger to its end: how long it was when we came is our place in the line of stewards."""
         while batch := await self.hub.ledger.read(self._chain.sequence + 1):
             for sequence, raw in batch:
-                self.core.followed(self._chain.follow(sequence, raw), self._now())
+                self.core.followed(self._follow(sequence, raw), self._now())
+
+    def _follow(self, sequence: int, raw: bytes) -> Entry:
+        """The next record, checked, and kept on this disk."""
+        entry = self._chain.follow(sequence, raw)
+        self._keeper.add(sequence, raw)
+        if self._archiver is not None:
+            self._archiver.followed(entry.record.body)
+        return entry
 
     async def _build(self, first: Entry) -> None:
         """Make core, links and actions out of the genesis."""
@@ -181,7 +206,14 @@ class Node:
         rules = Rules(rounds.tokens, rounds.grace_s, end.tokens, end.rounds, state.round_bytes)
         have = await asyncio.to_thread(self._store.digests)
         me = Member(self._place.identity.peer, self.session)
-        self.core = PeerCore(me, rules, trains=False, have=have, snapshot_every=rounds.snapshot_every)
+        self.core = PeerCore(
+            me,
+            rules,
+            trains=False,
+            have=have,
+            snapshot_every=rounds.snapshot_every,
+            keep_snapshots=self._place.keep.snapshots,
+        )
         self.links = Links(self._transport, self._invite.run, self.session)
         self.actions = Actions(
             self.core,
@@ -194,6 +226,7 @@ class Node:
             changed=self._wake.set,
             spawn=self._spawn,
         )
+        self.actions.sync = self._keeper.sync
         self.desk = Desk(
             self._invite.run,
             contribution_size=state.contribution_size,
@@ -216,7 +249,7 @@ class Node:
         while True:
             try:
                 async for sequence, raw in self.hub.ledger.tail(self._chain.sequence + 1):
-                    self.core.followed(self._chain.follow(sequence, raw), self._now())
+                    self.core.followed(self._follow(sequence, raw), self._now())
                     self._wake.set()
             except LedgerUnavailable:
                 await self.hub.ledger.changed(0.5)
@@ -399,6 +432,8 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._archiver is not None:
+            await self._archiver.close()
         hub: HubClient | None = getattr(self, "hub", None)
         if self._core_built and hub is not None:
             await hub.publish_progress(self._gone())
@@ -410,6 +445,8 @@ class Node:
             self.actions.close()
         if hub is not None:
             await hub.close()
+        if keeper := getattr(self, "_keeper", None):
+            keeper.close()
         if self._failure.done():
             self._failure.exception()
 

@@ -23,9 +23,10 @@ from potluck.protocol.effects import (
 from potluck.protocol.exchange import Exchange
 from potluck.protocol.leases import count
 from potluck.protocol.leasing import lease_out
+from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
 from potluck.protocol.swarm import Swarm
-from potluck.protocol.view import RunView
+from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
 from potluck.wire.messages import Answer, Phase, Progress, PushContribution
 from potluck.wire.records import (
     Commit,
@@ -62,10 +63,18 @@ class PeerCore:
         trains: whether it contributes, or only follows.
         have: digests of content already in its store.
         snapshot_every: rounds between snapshots.
+        keep_snapshots: how many recorded snapshots stay on this peer's disk, at least those of the view.
     """
 
     def __init__(
-        self, me: Member, rules: Rules, *, trains: bool, have: set[str], snapshot_every: int
+        self,
+        me: Member,
+        rules: Rules,
+        *,
+        trains: bool,
+        have: set[str],
+        snapshot_every: int,
+        keep_snapshots: int = KEEP_SNAPSHOTS,
     ) -> None:
         self.me = me
         self.view = RunView()
@@ -77,6 +86,7 @@ class PeerCore:
         self._rules = rules
         self.trains = trains
         self._every = snapshot_every
+        self._retention = Retention(keep_snapshots)
         self._own: dict[int, tuple[str, Snapshot]] = {}
         self._named: set[str] = set()
         self._news = False
@@ -111,6 +121,7 @@ class PeerCore:
         elif isinstance(body, Commit):
             self.exchange = None
             self._named.update(info.digest for info in body.parts)
+            self._retention.committed(body)
             self._times = Times(now, now)
             if self.me in self.view.moved:
                 self._queue.append(Included(count(self.view.moved[self.me])))
@@ -159,6 +170,7 @@ class PeerCore:
         self._parts_from = max(self._parts_from, oldest + 1)
         self._own = {r: own for r, own in self._own.items() if r >= oldest}
         self._named.update(d for d, _ in chunks(body.files))
+        self._retention.recorded(body, self.catchup.have)
         self._sweep = True
         self._note(f"snapshot of round {body.round} recorded: {body.reason}")
 
@@ -168,9 +180,8 @@ class PeerCore:
         A peer that comes back reads history first, and its disk has content that only later records name. So
         until an open names this life, only what the records so far named and were done with is dropped.
         """
-        keep = {d for snapshot in self.view.snapshots.values() for d, _ in chunks(snapshot.files)}
+        keep = self._retention.keep()
         keep |= {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
-        keep |= {info.digest for commit in self.view.commits.values() for info in commit.parts}
         if self.exchange is not None:
             keep |= {info.digest for info in self.exchange.held}
         if self.view.genesis is not None:
@@ -257,6 +268,10 @@ class PeerCore:
                 held[round_] = manifest(snapshot)
         return held
 
+    def _has_snapshot(self, round_: int) -> bool:
+        snapshot = self.view.snapshots.get(round_)
+        return snapshot is not None and all(d in self.catchup.have for d, _ in chunks(snapshot.files))
+
     # -- the exchange ----------------------------------------------------------------------------
 
     def cut_done(self, round_: int, attempt: int, weight: float) -> None:
@@ -336,7 +351,8 @@ class PeerCore:
         self.catchup.applied(round_, state)
         if loaded:
             self._parts_from = round_ + 1
-        elif round_ % self._every == 0 and round_ not in self.view.snapshots:
+        elif round_ % self._every == 0 and not self._has_snapshot(round_):
+            # Also one that others have recorded already: this disk alone must do to bring the run back.
             self._queue.append(WriteSnapshot(round_))
         self._queue.append(Announce())
 

@@ -36,12 +36,13 @@ class Store:
         ProtocolError: what should be a digest is none, in any method.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, create: bool = True) -> None:
         self.directory = directory
         self._lock = threading.Lock()
         self._writing: set[Path] = set()
-        with _in_words(directory, "make"):
-            directory.mkdir(parents=True, exist_ok=True)
+        if create:
+            with in_words(directory, "make"):
+                directory.mkdir(parents=True, exist_ok=True)
 
     def put(self, raw: bytes | memoryview) -> str:
         """Keep ``raw`` so that it survives a crash of the machine; returns its digest.
@@ -50,14 +51,14 @@ class Store:
         """
         digest = digest_of(raw)
         if self.get(digest) is None:
-            with _in_words(self.directory, f"write {memoryview(raw).nbytes} bytes to"):
-                self._write(self._path(digest), raw)
+            with in_words(self.directory, f"write {memoryview(raw).nbytes} bytes to"):
+                self._write(self.path(digest), raw)
         return digest
 
     def get(self, digest: str) -> bytes | None:
         """The bytes of that digest, verified; None if they are not here (or no longer right)."""
-        path = self._path(digest)
-        with _in_words(self.directory, "read from"):
+        path = self.path(digest)
+        with in_words(self.directory, "read from"):
             try:
                 raw = path.read_bytes()
             except FileNotFoundError:
@@ -74,16 +75,16 @@ class Store:
 
     def size(self, digest: str) -> int | None:
         """Its size in bytes, unverified; None if it is not here."""
-        with _in_words(self.directory, "look into"):
+        with in_words(self.directory, "look into"):
             try:
-                return self._path(digest).stat().st_size
+                return self.path(digest).stat().st_size
             except FileNotFoundError:
                 return None
 
     def delete(self, digest: str) -> None:
         """Drop it, if it is here."""
-        with _in_words(self.directory, "delete from"):
-            self._path(digest).unlink(missing_ok=True)
+        with in_words(self.directory, "delete from"):
+            self.path(digest).unlink(missing_ok=True)
 
     def digests(self) -> set[str]:
         """All that is here, unverified."""
@@ -94,16 +95,17 @@ class Store:
         for path in self._files():
             stale = path.name.startswith(_TEMPORARY) and not self._is_writing(path)
             if stale or (_DIGEST.fullmatch(path.name) and path.name not in digests):
-                with _in_words(self.directory, "delete from"):
+                with in_words(self.directory, "delete from"):
                     path.unlink(missing_ok=True)
 
-    def _path(self, digest: str) -> Path:
+    def path(self, digest: str) -> Path:
+        """Where content with that digest is kept."""
         if not _DIGEST.fullmatch(digest):
             raise ProtocolError(f"{digest[:80]!r} is not a digest (64 hexadecimal digits)")
         return self.directory / digest[:2] / digest
 
     def _files(self) -> list[Path]:
-        with _in_words(self.directory, "look into"):
+        with in_words(self.directory, "look into"):
             return [path for path in self.directory.glob("[0-9a-f][0-9a-f]/*") if path.is_file()]
 
     def _write(self, path: Path, raw: bytes | memoryview) -> None:
@@ -114,8 +116,8 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        _sync_directory(path.parent)
-        _sync_directory(self.directory)
+        sync_directory(path.parent)
+        sync_directory(self.directory)
 
     @contextlib.contextmanager
     def _temporary(self, directory: Path) -> Iterator[tuple[int, Path]]:
@@ -136,7 +138,8 @@ class Store:
             return path in self._writing
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Return once the names in a directory survive a crash of the machine."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -145,7 +148,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _in_words(directory: Path, doing: str) -> Iterator[None]:
+def in_words(directory: Path, doing: str) -> Iterator[None]:
+    """Turns what the operating system refuses inside into a ``StoreError`` with what to do about it."""
     try:
         yield
     except OSError as error:

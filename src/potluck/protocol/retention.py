@@ -1,0 +1,44 @@
+"""What a peer keeps on its disk: the last recorded snapshots, and the parts of rounds since the oldest."""
+
+from __future__ import annotations
+
+from potluck.wire.records import Commit, Snapshot
+
+
+class Retention:
+    """Follows commits and recorded snapshots, and says which content is to be kept.
+
+    If none of the last ``snapshots`` is here whole (this peer was too slow to write them), the newest one
+    that is stays as well: from its own disk alone each peer can bring the run back.
+
+    Args:
+        snapshots: how many recorded snapshots are kept.
+    """
+
+    def __init__(self, snapshots: int) -> None:
+        self._count = snapshots
+        self._snapshots: dict[int, tuple[str, ...]] = {}
+        self._parts: dict[int, tuple[str, ...]] = {}
+
+    def committed(self, commit: Commit) -> None:
+        """A round is done."""
+        self._parts[commit.round] = tuple(info.digest for info in commit.parts)
+
+    def recorded(self, snapshot: Snapshot, have: set[str]) -> None:
+        """A snapshot is recorded; ``have`` is the content that is here. What is too old is forgotten."""
+        self._snapshots[snapshot.round] = tuple(d for blob in snapshot.files for d in blob.chunks)
+        rounds = sorted(self._snapshots)
+        last = rounds[-self._count :]
+        whole = [r for r in rounds if have.issuperset(self._snapshots[r])]
+        if whole:
+            last = [r for r in rounds if r >= min(last[0], whole[-1])]
+        for old in rounds[: -len(last)]:
+            del self._snapshots[old]
+        for round_ in [r for r in self._parts if r <= last[0]]:
+            del self._parts[round_]
+
+    def keep(self) -> set[str]:
+        """Digests of what is kept."""
+        return {
+            digest for some in (self._snapshots, self._parts) for names in some.values() for digest in names
+        }
