@@ -12,6 +12,7 @@ from potluck.wire.records import (
     Finish,
     Genesis,
     Member,
+    Move,
     Open,
     PartInfo,
     Reassign,
@@ -32,6 +33,7 @@ BODIES: list[Any] = [
     Commit(3, 1, (INFO,), 100, 2.5, "all held"),
     Snapshot(3, A, (BLOB,), "two wrote it"),
     Finish(9, "enough"),
+    Move(2, b"signature", "three hubs"),
 ]
 
 REQUESTS: list[Any] = [
