@@ -13,6 +13,7 @@ from potluck.wire.records import (
     Genesis,
     Grant,
     Member,
+    Move,
     Open,
     PartInfo,
     Reassign,
@@ -35,6 +36,7 @@ BODIES: list[Any] = [
     Grant((TWO,), ((ONE, 40),), "it wants some"),
     Snapshot(3, A, (BLOB,), "two wrote it"),
     Finish(9, "enough"),
+    Move(2, b"signature", "three hubs"),
 ]
 
 REQUESTS: list[Any] = [

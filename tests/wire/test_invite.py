@@ -24,6 +24,10 @@ invites = st.builds(
     addresses=st.lists(st.text(st.characters(codec="ascii"), max_size=40), max_size=4).map(tuple),
     secret=st.binary(min_size=16, max_size=32),
     expires=st.integers(0, (1 << 53) - 1),
+    others=st.lists(
+        st.tuples(st.binary(min_size=32, max_size=32).map(bytes.hex), st.just(("10.0.0.1:1", "host:2"))),
+        max_size=2,
+    ).map(tuple),
 )
 
 
@@ -110,7 +114,7 @@ def test_what_starts_like_one_is_called_mistyped(tail: str) -> None:
 
 
 def test_a_newer_format_is_told_from_a_slip() -> None:
-    assert "update Potluck" in refused(text_of(b"\x02whatever comes"))
+    assert "update Potluck" in refused(text_of(b"\x03whatever comes"))
 
 
 def test_expiry() -> None:

@@ -20,6 +20,7 @@ from potluck.wire.records import (
     Genesis,
     Grant,
     Member,
+    Move,
     Open,
     PartInfo,
     Reassign,
@@ -82,6 +83,8 @@ class RunView:
             return self._genesis(body)
         if self.genesis is None:
             return "it comes before the genesis"
+        if isinstance(body, Move):
+            return None  # where the log is kept is the hubs' business: the run goes on as it was
         if self.finished is not None and not isinstance(body, Snapshot):
             return "the run is over"
         if isinstance(body, Open):

@@ -164,13 +164,25 @@ class Finish(Struct, frozen=True, tag=True):
     reason: Reason
 
 
+class Move(Struct, frozen=True, tag=True):
+    """The log goes on in another engine: the last record of the old one, and the same in the new.
+
+    ``engine`` is the number of the new one. Hubs go by it only if the run's authority signed it for its
+    place: ``sequence`` and the hash of the record before (see ``move_said``).
+    """
+
+    engine: Count
+    signature: Annotated[bytes, Meta(max_length=64)]
+    reason: Reason
+
+
 class Unreadable(Struct, frozen=True, tag=True):
     """What stands in the ledger and is no record: garbage, or a later release's. Everybody skips it."""
 
     reason: Reason
 
 
-Body = Genesis | Open | Reassign | Commit | Grant | Snapshot | Finish | Unreadable
+Body = Genesis | Open | Reassign | Commit | Grant | Snapshot | Finish | Move | Unreadable
 
 
 class Record(Struct, frozen=True):
@@ -224,6 +236,11 @@ class Chain:
 def canonical(value: object) -> bytes:
     """Deterministic bytes of any wire value, for digests."""
     return msgspec.msgpack.encode(value, order="deterministic")
+
+
+def move_said(run: str, engine: int, sequence: int, previous: str) -> bytes:
+    """What the run's authority signs in a ``Move`` at ``sequence``."""
+    return canonical(("potluck move", run, engine, sequence, previous))
 
 
 def manifest(snapshot: Snapshot) -> str:
