@@ -254,7 +254,7 @@ def test_every_token_of_a_calm_world_is_counted_once() -> None:
 
 def test_progress_that_is_all_zero_goes_through_like_any_other() -> None:
     """Every part of every round then has the same bytes."""
-    sim = Simulation(1, replace(CALM, peers=3, learning=0.0, duration_s=30.0))
+    sim = Simulation(1, replace(CALM, peers=3, learning=0.0, duration_s=45.0))
     outcome = sim.run()
     assert outcome.rounds >= 5
     assert outcome.reopened == 0
