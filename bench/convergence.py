@@ -94,7 +94,7 @@ class Peer:
         self.index = index
         self.model = lm.model()
         self.optimizer = lm.optimizer(self.model)
-        self.batches = lm.batches(seed)
+        self.batches = lm.random_batches(seed)
         self.handover = Handover(self._taken)
         self.trainer = Trainer(self.model, self.handover)
         self.trainer.attach(self.optimizer, lm.step_tokens)
@@ -116,7 +116,7 @@ class Peer:
         self.handover.offer(self.state.apply(commit))
         self.state.store.keep_only(set())
 
-    def _taken(self, request: CutRequest, local: Vector, weight: float) -> None:
+    def _taken(self, request: CutRequest, local: Vector, weight: float, _: int) -> None:
         if not self.state.cut(request.round, request.attempt, request.index, local, weight):
             raise Drifted(f"round {request.round}: peer {self.index} has become NaN or infinite")
         self.weight = weight
@@ -182,7 +182,7 @@ class Swarm:
             found = peer.state.contribution(*where)
             assert found is not None, "everybody has made a cut"
             if peer.index != reducer:
-                home.take(*where, peer.index, *found)
+                home.take(*where, peer.index, found)
         info, refused = home.reduce(*where, range(len(self.peers)))
         assert info is not None, f"everybody contributed part {part}"
         assert not refused, f"members {refused} were refused in part {part}"
@@ -224,7 +224,7 @@ def measure(case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets) 
     else:
         round_steps = -(-recipe.rounds.tokens // lm.step_tokens)
         steps = round_steps * max(1, tokens // recipe.rounds.tokens) // case.share
-        lm.train(judge, lm.optimizer(judge), islice(lm.batches(data_seed(seed, 0)), steps))
+        lm.train(judge, lm.optimizer(judge), islice(lm.random_batches(data_seed(seed, 0)), steps))
         done, rounds = steps * lm.step_tokens, 0
     return Result(case.name, seed, done, rounds, *lm.evaluate(judge))
 

@@ -62,7 +62,7 @@ class Peer:
         self.lm = lm
         self.model = lm.model()
         self.optimizer = lm.optimizer(self.model)
-        self.batches: Iterator[Batch] = lm.batches(seed)
+        self.batches: Iterator[Batch] = lm.random_batches(seed)
         self.work = 0
 
     @property

@@ -120,7 +120,7 @@ def test_four_peers_are_a_plain_swarm(assets: dict[str, bytes], outer: Outer) ->
     )
     plain = demo_recipe.Swarm(lm, setting)
     for index, peer in enumerate(plain.peers):
-        peer.batches = lm.batches(convergence.data_seed(0, index))
+        peer.batches = lm.random_batches(convergence.data_seed(0, index))
     before = swarm.theta.copy()
     for _ in range(3):
         swarm.round()

@@ -57,6 +57,16 @@ def test_every_target_is_one(document: str, words: list[str]) -> None:
 
 
 @pytest.mark.integration
+def test_the_example_of_shared_data_runs_as_it_stands(tmp_path: Path) -> None:
+    [(_, code)] = [block for block in blocks("python") if block[0] == "data.md"]
+    here = f"host(recipe, model, directory={str(tmp_path)!r}, listen='127.0.0.1')"
+    script = tmp_path / "train.py"
+    script.write_text(code.replace("host(recipe, model)", here), "utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout.endswith("done: all 189 blocks of the data are in the model, each once\n"), done.stderr
+
+
+@pytest.mark.integration
 def test_the_readme_example_runs_as_it_stands(tmp_path: Path) -> None:
     [(_, code)] = [block for block in blocks("python") if block[0] == "README.md"]
     script = tmp_path / "train.py"

@@ -228,6 +228,7 @@ def test_tests_do_not_sleep(path: Path) -> None:
 
 
 PUBLIC = [
+    "Data",
     "End",
     "Inner",
     "Keep",

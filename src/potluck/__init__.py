@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Data": "potluck.recipe",
     "End": "potluck.recipe",
     "Inner": "potluck.recipe",
     "Keep": "potluck.store.keep",
@@ -29,6 +30,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Data",
     "End",
     "Inner",
     "Keep",

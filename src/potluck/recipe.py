@@ -76,11 +76,25 @@ class Rounds:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Data of your own that ``run.batches`` shares out: so many ``samples``, in blocks of ``block``.
+
+    0 samples: it is not shared out, each peer has its own. (A built-in task counts its data itself; its block
+    is ``task.batch``.) ``seed`` shuffles it, differently in each epoch.
+    """
+
+    samples: int = 0
+    block: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class End:
-    """The run is over at so many ``tokens`` or ``rounds``, whichever comes first; 0 is no limit."""
+    """The run is over at so many ``tokens``, ``rounds`` or ``epochs``, which comes first; 0 is no limit."""
 
     tokens: int = 0
     rounds: int = 0
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,7 @@ class Recipe:
 
     name: str = "run"
     task: Task = field(default_factory=Task)
+    data: Data = field(default_factory=Data)
     inner: Inner = field(default_factory=Inner)
     outer: Outer = field(default_factory=Outer)
     rounds: Rounds = field(default_factory=Rounds)
@@ -150,7 +165,13 @@ class Recipe:
         _check_section(self, "")
         task = self.task
         if task.kind != "causal-lm":
+            if self.end.epochs and not self.data.samples:
+                raise RecipeError(
+                    f"end.epochs = {self.end.epochs} needs data.samples: nobody knows else what an epoch is"
+                )
             return
+        if self.data.samples:
+            raise RecipeError('data.samples is for data of your own: task.kind = "causal-lm" counts its own')
         if bool(task.config) == bool(task.checkpoint):
             raise RecipeError(
                 'task.kind = "causal-lm" needs either task.config (a Hugging Face config, to start from '
@@ -176,6 +197,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "task.context": (2, 1 << 20),
     "task.batch": (1, 65_536),
     "task.seed": (0, _COUNT),
+    "data.samples": (0, _COUNT),
+    "data.block": (1, 1 << 20),
+    "data.seed": (0, _COUNT),
     "inner.lr": (1e-9, 10),
     "inner.weight_decay": (0, 10),
     "inner.warmup_steps": (0, 1_000_000_000),
@@ -188,6 +212,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "rounds.parts": (1, 65_536),
     "end.tokens": (0, _COUNT),
     "end.rounds": (0, _COUNT),
+    "end.epochs": (0, 1_000_000),
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {

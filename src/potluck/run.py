@@ -8,23 +8,22 @@ with potluck.join(invite, model) as run:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import platform
 import secrets
 import sys
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from potluck.errors import EnvironmentProblem, PotluckError, RunOver, UsageError
+from potluck.errors import EnvironmentProblem, RunOver, UsageError
 from potluck.hub.launch import launch_hub
 from potluck.identity import Claim, data_directory
+from potluck.peer.background import Background
 from potluck.peer.disks import claim_for
 from potluck.peer.node import Founding, Node, Place
 from potluck.peer.resume import prepare
@@ -36,6 +35,7 @@ from potluck.wire.messages import Progress
 if TYPE_CHECKING:
     import torch
 
+    from potluck.data.reader import Dataset
     from potluck.peer.dataplane import Vector
     from potluck.peer.trainer import Trainer
     from potluck.protocol.view import RunView
@@ -80,9 +80,7 @@ class Run:
         # (20 MB/s; 93 MB/s at 1 ms). It is put back when the run is left.
         self._switch_s = sys.getswitchinterval()
         sys.setswitchinterval(min(self._switch_s, SWITCH_S))
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="potluck-network", daemon=True)
-        self._thread.start()
+        self._background = Background()
         self._node: Node = self._call(_make(invite, place, watch), START_S)
 
     # -- coming ----------------------------------------------------------------------------------
@@ -131,6 +129,48 @@ class Run:
         self._failing = optimizer.register_step_post_hook(lambda *_: self._check())
         return optimizer
 
+    def batches(
+        self, dataset: Dataset[T] | Iterable[T], collate: Callable[[list[T]], Any] | None = None
+    ) -> Iterator[Any]:
+        """Batches of the data that is leased to this peer: all peers together go through every sample once an
+        epoch, whoever comes and goes. A batch is a block: ``recipe.data.block`` samples, an epoch's last one
+        perhaps fewer. While there is nothing to train on it waits.
+
+        Args:
+            dataset: the same on every peer. Anything with a length and samples by number is shuffled; a
+                stream (``datasets.IterableDataset``, or any iterable that begins anew) is taken as it comes.
+            collate: makes a batch of a list of samples; PyTorch's ``default_collate`` by default.
+
+        Raises:
+            UsageError: the recipe says nothing of the data, or something else; or no model is trained here.
+            RunOver: the run is over (the ``with`` block takes care of it).
+        """
+        from torch.utils.data import default_collate
+
+        from potluck.data.reader import reader
+
+        data = self.recipe.data
+        if not data.samples:
+            raise UsageError(
+                "this run does not share its data out: set data.samples and data.block in the host's recipe, "
+                "Recipe(data=Data(samples=len(dataset), block=32))"
+            )
+        read, make = reader(dataset, data.samples, data.block, data.seed), collate or default_collate
+        return (make(read(position)) for position in self.blocks())
+
+    def blocks(self) -> Iterator[int]:
+        """Positions of the data blocks leased to this peer, as ``batches`` goes through them.
+
+        Raises:
+            UsageError: no model is trained here, or the run leases no data.
+            RunOver: the run is over.
+        """
+        if self._trainer is None:
+            raise UsageError("this run was joined without a model: there is nothing to train")
+        if not self._node.genesis.blocks:
+            raise UsageError("this run does not share its data out: its host's recipe says nothing of data")
+        return self._trainer.blocks()
+
     @property
     def recipe(self) -> Recipe:
         """What all peers of the run agree on."""
@@ -151,7 +191,7 @@ class Run:
     @property
     def peers(self) -> list[Progress]:
         """Everybody who is there, as last heard, the longest present first; nobody once we have left."""
-        return self._read(lambda: self._node.core.swarm.alive(self._loop.time())) if not self._left else []
+        return self._read(lambda: self._node.core.swarm.alive(self._background.now)) if not self._left else []
 
     @property
     def view(self) -> RunView:
@@ -208,7 +248,7 @@ class Run:
             return
         self._left = True
         try:
-            if self._thread.is_alive():
+            if self._background.alive:
                 if self._trainer is not None:
                     self._trainer.meet()
                 self._call(self._node.leave(), LEAVE_S)
@@ -240,30 +280,12 @@ class Run:
 
     # -- the network thread ----------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
     def _call(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-        """Run a coroutine in the network thread and wait for it; Ctrl-C gets through."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            try:
-                return future.result(0.5)
-            except TimeoutError:
-                if future.done():
-                    raise
-                if deadline is not None and time.monotonic() > deadline:
-                    future.cancel()
-                    raise EnvironmentProblem(f"the network did not answer in {timeout_s:.0f} s") from None
-            except BaseException:
-                future.cancel()
-                raise
+        return self._background.call(work, timeout_s)
 
     def _read(self, read: Callable[[], T]) -> T:
         """Something of the network thread's, as it is at one moment."""
-        return read() if self._left else self._call(_of(read), ANSWER_S)
+        return read() if self._left else self._background.read(read, ANSWER_S)
 
     def _check(self) -> None:
         failure = self._node.actions.handover.failure
@@ -272,15 +294,7 @@ class Run:
 
     def _stop(self) -> None:
         self._left = True
-        if self._thread.is_alive():
-            with contextlib.suppress(PotluckError):
-                self._call(_wind_up(self._node), STOP_S)
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(LEAVE_S)
-        if not self._loop.is_running() and not self._loop.is_closed():
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+        self._background.stop(self._node.close(), STOP_S)
         sys.setswitchinterval(self._switch_s)
         self._claim.release()
 
@@ -386,7 +400,7 @@ def resume(
             hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run
         )
         place = _place(prepared.claimed, prepared.directory, name, listen, keep)
-        run = Run(Invite.parse(launched.invite, None), prepared.claimed, place, watch)
+        run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
     run._begin(None)
     return _with_model(run, model)
 
@@ -411,7 +425,7 @@ def _start(
     trains: bool,
     keep: Keep,
 ) -> Run:
-    invite = Invite.parse(text, time.time())
+    invite = Invite.parse(text)
     claimed = claim_for(home, invite.run)
     with _released(claimed):
         place = _place(claimed, home / "runs" / invite.run / claimed.directory.name, name, listen, keep)
@@ -436,33 +450,23 @@ def _released(claimed: Claim) -> Iterator[None]:
 def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
     """What the first peer brings: of its own model, or of the recipe's built-in task."""
     from potluck.data.assets import build_assets
+    from potluck.data.blocks import blocks_of
     from potluck.peer.handover import Handover
     from potluck.peer.trainer import Trainer
     from potluck.tasks import task
 
     assets: dict[str, bytes] = {}
+    blocks = blocks_of(recipe.data.samples, recipe.data.block) if recipe.data.samples else 0
     if model is None:
         assets = build_assets(recipe, base=base)
-        model = task(recipe, assets).model(base=base)
+        work = task(recipe, assets)
+        model, blocks = work.model(base=base), work.blocks
     trainer = Trainer(model, Handover(lambda *_: None))
-    return Founding(recipe, trainer.tensors, trainer.read(), assets)
+    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)
 
 
 async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:
     return Node(invite, place, watch)
-
-
-async def _wind_up(node: Node) -> None:
-    """End whatever still runs."""
-    await node.close()
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
-async def _of(read: Callable[[], T]) -> T:
-    return read()
 
 
 __all__ = ["Keep", "Run", "host", "join", "resume"]

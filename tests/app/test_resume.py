@@ -18,7 +18,7 @@ from potluck.store.copies import DiskCopy  # noqa: E402
 from . import shells as command  # noqa: E402
 from .shells import LISTEN, Shells, end_hubs, summary, write_recipe  # noqa: E402
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
 def survey_of(home: Path) -> int:

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potluck.errors import ConnectionLost, InviteError, ProtocolError, Refused, VersionMismatch
+from potluck.errors import ConnectionLost, InviteError, ProtocolError, Refused, Unreachable, VersionMismatch
 from potluck.hub import admission
 from potluck.hub.admission import (
     Admit,
     Admitted,
     Attach,
+    Attached,
     Denied,
     judge,
     judge_member,
@@ -143,9 +144,11 @@ def test_the_members_side():
     def attach(answer: msgspec.Struct) -> None:
         asyncio.run(seek_ledger(OneAnswer(encode(answer)), "run"))
 
-    attach(Answer(True))
+    attach(Attached(Answer(True)))
     with pytest.raises(Refused, match="full"):
-        attach(Answer(False, "full"))
+        attach(Attached(Answer(False, "full")))
+    with pytest.raises(Unreachable, match="moving"):
+        attach(Attached(Answer(False, "moving", retry=True)))
     with pytest.raises(VersionMismatch, match="too old"):
         attach(Denied("version", "too old"))
     with pytest.raises(ProtocolError):

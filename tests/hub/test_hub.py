@@ -27,16 +27,17 @@ from potluck.errors import (
     UsageError,
 )
 from potluck.hub import admission
-from potluck.hub.admission import Admit, Attach, Denied, seek_ledger
+from potluck.hub.admission import Admit, Attach, Attached, Denied, seek_ledger
 from potluck.hub.client import HubClient
+from potluck.hub.door import MAX_STREAMS
 from potluck.hub.server import HUB
-from potluck.hub.service import MAX_STREAMS, Hub, serve
+from potluck.hub.service import Hub, serve
 from potluck.identity import Identity
 from potluck.net.addresses import parse_address
 from potluck.net.tls import TlsTransport
 from potluck.wire.codec import WIRE, decode, encode
 from potluck.wire.invite import Invite
-from potluck.wire.messages import Answer, Progress
+from potluck.wire.messages import Progress
 
 from .support import DEADLINE_S, alive, connection, progress, wait_for_end
 
@@ -99,7 +100,7 @@ async def other_tasks() -> set[asyncio.Task[object]]:
 def test_members_share_one_ledger_and_hear_each_other(tmp_path):
     async def main():
         async with hub_at(tmp_path) as hub:
-            invite = Invite.parse(hub.invite().text(), 0.0)
+            invite = Invite.parse(hub.invite().text())
             async with member(invite) as one, member(invite) as other:
                 assert one.connected
                 assert hub.peers_connected == 2
@@ -158,7 +159,7 @@ def test_progress_that_cannot_be_read_is_dropped_and_counted(tmp_path):
         async with hub_at(tmp_path) as hub, member(hub.invite()) as client:
             heard: asyncio.Queue[Progress] = asyncio.Queue()
             client.on_progress(heard.put_nowait)
-            async with connection(hub._server, HUB) as someone:
+            async with connection(hub._engine.server, HUB) as someone:
                 for raw in (*bad, encode(good)):
                     await someone.publish(f"potluck.{hub.run}.progress", raw)
                 assert await asyncio.wait_for(heard.get(), DEADLINE_S) == good
@@ -254,7 +255,7 @@ def test_a_member_reaches_its_own_run_only_and_not_too_often(tmp_path):
                 await seek_ledger(await dialer.dial(hub.addresses, hub.peer), hub.run)
             stream = await dialer.dial(hub.addresses, hub.peer)
             await stream.send(encode(Attach(WIRE, hub.run)))
-            answer = decode(await stream.receive(4096), Answer)
+            answer = decode(await stream.receive(4096), Attached).answer
             assert (answer.ok, answer.retry) == (False, True)
             assert hub.peers_connected == 1
 
@@ -410,7 +411,7 @@ async def said(owner: subprocess.Popen[bytes]) -> tuple[Invite, int]:
     assert owner.stdout is not None
     line = await asyncio.wait_for(asyncio.to_thread(owner.stdout.readline), DEADLINE_S)
     text, pid = line.decode().split()
-    return Invite.parse(text, None), int(pid)
+    return Invite.parse(text), int(pid)
 
 
 def test_a_killed_hub_comes_back_with_everything(tmp_path):

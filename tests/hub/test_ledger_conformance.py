@@ -14,7 +14,7 @@ from potluck.hub.ledger import BATCH, Ledger, MemoryLedger
 from potluck.wire.codec import MAX_MESSAGE_BYTES
 from potluck.wire.records import Chain, Finish
 
-from .support import DEADLINE_S, nats_ledger, running_server
+from .support import DEADLINE_S, nats_ledger, running_cluster, running_server
 
 Pair = tuple[Ledger, Ledger]
 Scenario = Callable[[Ledger, Ledger], Awaitable[None]]
@@ -33,7 +33,18 @@ async def on_nats(directory: Path) -> AsyncIterator[Pair]:
         yield one, other
 
 
-@pytest.fixture(params=[in_memory, on_nats], ids=["memory", "nats"])
+@contextlib.asynccontextmanager
+async def on_a_cluster(directory: Path) -> AsyncIterator[Pair]:
+    """Two handles on different servers of three."""
+    async with (
+        running_cluster(directory) as servers,
+        nats_ledger(servers[0], 3) as one,
+        nats_ledger(servers[1], 3) as other,
+    ):
+        yield one, other
+
+
+@pytest.fixture(params=[in_memory, on_nats, on_a_cluster], ids=["memory", "nats", "cluster"])
 def play(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Scenario], None]:
     """Runs a scenario with two handles on one empty ledger."""
 

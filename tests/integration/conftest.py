@@ -9,11 +9,11 @@ from tests.integration.swarm import Swarm
 
 
 @pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Callable[[int], Swarm]]:
+def swarm(tmp_path: Path) -> Iterator[Callable[..., Swarm]]:
     started: list[Swarm] = []
 
-    def start(rounds: int) -> Swarm:
-        started.append(Swarm(tmp_path, rounds))
+    def start(rounds: int, epochs: int = 0) -> Swarm:
+        started.append(Swarm(tmp_path, rounds, epochs))
         return started[-1]
 
     yield start

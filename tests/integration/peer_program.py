@@ -1,5 +1,8 @@
-"""One peer as a user would write it: ``python peer_program.py host DIRECTORY NAME ROUNDS [ARCHIVE]``,
-``join DIRECTORY NAME INVITE`` or ``resume SOURCE NAME [DIRECTORY]``.
+"""One peer as a user would write it: ``peer_program.py host|join DIRECTORY NAME ROUNDS|INVITE [KEY=VALUE]``,
+or ``resume SOURCE NAME [DIRECTORY]``.
+
+epochs=N: the data is shared out and the run ends with it; else every peer draws its own for ever.
+pace=S: seconds between steps. clock=S: this machine's clock is so many seconds off. archive=URL: as ``Keep``.
 
 Prints the invite (host, resume), then a JSON line for each event, and at the end the state.
 """
@@ -9,12 +12,15 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
+from collections.abc import Iterator
 
 import torch
 
 import potluck
 
 PACE_S = 0.004
+SAMPLES = 12_000
 
 
 def model() -> torch.nn.Module:
@@ -24,12 +30,29 @@ def model() -> torch.nn.Module:
     return layers
 
 
-def recipe(rounds: int) -> potluck.Recipe:
+def recipe(rounds: int, epochs: int) -> potluck.Recipe:
     return potluck.Recipe(
         name="test",
-        rounds=potluck.Rounds(tokens=8_000, grace_s=2.0, snapshot_every=2, parts=8),
-        end=potluck.End(rounds=rounds),
+        data=potluck.Data(samples=SAMPLES, block=8) if epochs else potluck.Data(),
+        rounds=potluck.Rounds(tokens=2_000 if epochs else 8_000, grace_s=2.0, snapshot_every=2, parts=8),
+        end=potluck.End(rounds=rounds, epochs=epochs),
     )
+
+
+def drawn() -> Iterator[torch.Tensor]:
+    while True:
+        yield torch.randn(32, 64)
+
+
+def dataset() -> torch.Tensor:
+    return torch.randn(SAMPLES, 64, generator=torch.Generator().manual_seed(1))
+
+
+def set_clock(off_s: float) -> None:
+    """The time of day is wrong here; what measures durations is not."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + off_s
+    time.time_ns = lambda: now_ns() + int(off_s * 1e9)
 
 
 def say(**fields: object) -> None:
@@ -38,31 +61,35 @@ def say(**fields: object) -> None:
 
 def main() -> None:
     what, directory, name, *rest = sys.argv[1:]
+    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0", "archive": ""} | dict(
+        o.split("=") for o in rest[1:]
+    )
+    epochs, pace_s = int(options["epochs"]), float(options["pace"])
+    set_clock(float(options["clock"]))
     trained = model()
-    options = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
+    place = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
-        keep = potluck.Keep(archive=rest[1] if rest[1:] else "")
-        run = potluck.host(recipe(int(rest[0])), trained, keep=keep, **options)
+        keep = potluck.Keep(archive=options["archive"])
+        run = potluck.host(recipe(int(rest[0]), epochs), trained, keep=keep, **place)
         say(invite=run.invite)
     elif what == "resume":
-        options["directory"] = rest[0] if rest else None
-        run = potluck.resume(directory, **options)
+        place["directory"] = rest[0] if rest else None
+        run = potluck.resume(directory, **place)
         say(invite=run.invite)
         run.adopt(trained)
     else:
-        run = potluck.join(rest[0], trained, **options)
+        run = potluck.join(rest[0], trained, **place)
     say(joined=run.round)
     pace = threading.Event()
     with run:
         optimizer = run.optimizer(torch.optim.AdamW(trained.parameters(), lr=1e-3))
         target = torch.sin(torch.arange(64.0))
-        while True:
-            x = torch.randn(32, 64)
+        for x in run.batches(dataset()) if epochs else drawn():
             loss = ((trained(x) - torch.sin(x @ target)[:, None]) ** 2).mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            pace.wait(PACE_S)
+            pace.wait(pace_s)
     values = torch.cat([p.detach().reshape(-1) for p in trained.parameters() if p.requires_grad])
     say(round=run.round, over=run.over, digest=run.state.state, sum=values.double().sum().item())
 

@@ -82,12 +82,12 @@ class Peer:
 class Swarm:
     """A hub, peers, and an observer in this process that follows the run."""
 
-    def __init__(self, directory: Path, rounds: int) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, rounds: int, epochs: int = 0) -> None:
+        self.directory, self._data = directory, [f"epochs={epochs}"]
         self.peers: dict[str, Peer] = {}
         self.events: list[tuple[float, str]] = []
         self._lock = threading.Condition()
-        self.peers["p1"] = Peer("host", str(directory / "p1"), "p1", str(rounds))
+        self.peers["p1"] = Peer("host", str(directory / "p1"), "p1", str(rounds), *self._data)
         self.invite: str = self.peers["p1"].wait("invite", 60)["invite"]
         self.observer = potluck.join(
             self.invite,
@@ -103,10 +103,13 @@ class Swarm:
             self.events.append((time.monotonic(), text))
             self._lock.notify_all()
 
-    def join(self, *names: str) -> None:
+    def join(self, *names: str, **options: float) -> None:
         """Start peers, and wait until they have the run's state."""
+        more = [*self._data, *(f"{key}={value}" for key, value in options.items())]
         for name in names:
-            self.peers[name] = Peer("join", str(self.directory / name), name, self.invite)
+            if name in self.peers:
+                self.peers[name].end()
+            self.peers[name] = Peer("join", str(self.directory / name), name, self.invite, *more)
         for name in names:
             self.peers[name].wait("joined", 60)
 

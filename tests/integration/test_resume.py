@@ -17,7 +17,10 @@ from potluck.store.copies import DiskCopy
 from tests.app.shells import end_hubs, hubs
 from tests.integration.swarm import Peer, Swarm
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+PATIENCE_S = 180.0
+"""For whatever is waited for here; with two cores shared by many, a round takes half a minute."""
 
 
 def kill_hub(directory: Path) -> None:
@@ -59,17 +62,17 @@ def peers(tmp_path: Path) -> Iterator[list[Peer]]:
 
 def test_an_archive_brings_a_run_back_whose_machines_are_all_gone(tmp_path: Path, peers: list[Peer]) -> None:
     url = f"file://{tmp_path}/archive"
-    peers.append(Peer("host", str(tmp_path / "p1"), "p1", "1000", url))
-    peers[0].wait("event", 90, "round 4 committed")
-    archived = peers[0].wait("event", 90, "archived up to record")["event"]
+    peers.append(Peer("host", str(tmp_path / "p1"), "p1", "1000", f"archive={url}"))
+    peers[0].wait("event", PATIENCE_S, "round 4 committed")
+    archived = peers[0].wait("event", PATIENCE_S, "archived up to record")["event"]
     peers[0].kill()
     kill_hub(tmp_path)
     shutil.rmtree(tmp_path / "p1")
     found = survey(ArchiveCopy(url))
     assert found.reach(max(found.whole)) == found.view.round >= 2, archived
     peers.append(Peer("resume", url, "p2", str(tmp_path / "p2")))
-    assert peers[1].wait("joined", 60)["joined"] == found.view.round
-    peers[1].wait("event", 60, f"round {found.view.round + 3} committed")
+    assert peers[1].wait("joined", PATIENCE_S)["joined"] == found.view.round
+    peers[1].wait("event", PATIENCE_S, f"round {found.view.round + 3} committed")
     peers[1].signal(signal.SIGINT)
     peers[1].process.wait(20)
     kept = records(tmp_path / "p2")
@@ -82,7 +85,7 @@ def test_everything_dies_and_one_disk_brings_the_run_back(
     s = swarm(1000)
     s.join("p2", "p3")
     s.until(lambda: s.training() == {"p1", "p2", "p3"}, 30, "all peers train")
-    s.wait_round(7, 90)
+    s.wait_round(7, PATIENCE_S)
     for name in ("p1", "p2", "p3"):
         s.peers[name].kill()
     kill_hub(tmp_path)
@@ -95,16 +98,16 @@ def test_everything_dies_and_one_disk_brings_the_run_back(
     assert found.view.round >= committed, "somebody's disk has every round that anybody saw committed"
 
     first = s.peers["again"] = Peer("resume", str(tmp_path / longest), "again")
-    invite = first.wait("invite", 60)["invite"]
+    invite = first.wait("invite", PATIENCE_S)["invite"]
     other = next(name for name in before if name != longest)
     # Only now: the first may wait for parts that only another disk has.
     second = s.peers["other"] = Peer("join", str(tmp_path / other), "other", invite)
     third = s.peers["new"] = Peer("join", str(tmp_path / "new"), "new", invite)
-    assert first.wait("joined", 60)["joined"] >= found.view.round
+    assert first.wait("joined", PATIENCE_S)["joined"] >= found.view.round
     for peer in (second, third):
-        assert peer.wait("joined", 60)["joined"] >= found.view.round
+        assert peer.wait("joined", PATIENCE_S)["joined"] >= found.view.round
     for peer in (first, second, third):
-        peer.wait("event", 90, f"round {found.view.round + 4} committed")
+        peer.wait("event", PATIENCE_S, f"round {found.view.round + 4} committed")
     for peer in (first, second, third):
         peer.signal(signal.SIGINT)
     for peer in (first, second, third):

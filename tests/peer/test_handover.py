@@ -22,7 +22,7 @@ class Model:
 
     def __init__(self) -> None:
         self.local: Vector = ZERO.copy()
-        self.cuts: list[tuple[CutRequest, Vector, float]] = []
+        self.cuts: list[tuple[CutRequest, Vector, float, int]] = []
         self.reads = 0
         self.handover = Handover(lambda *cut: self.cuts.append(cut))
 
@@ -44,7 +44,7 @@ def request(attempt: int = 0, round_: int = 1) -> CutRequest:
 
 
 def weights(model: Model) -> list[float]:
-    return [weight for _, _, weight in model.cuts]
+    return [weight for _, _, weight, _ in model.cuts]
 
 
 def shared(value: float, *, included: bool = False, loaded: bool = False) -> Carry:
@@ -106,7 +106,7 @@ def test_a_newer_request_replaces_one_not_yet_met() -> None:
     model.handover.request(request())
     model.handover.request(request(attempt=1))
     model.step()
-    assert [cut.attempt for cut, _, _ in model.cuts] == [1]
+    assert [cut.attempt for cut, *_ in model.cuts] == [1]
     model.step()
     assert len(model.cuts) == 1
 
@@ -229,13 +229,120 @@ def test_a_loss_that_is_no_number_passes_once_training_has_recovered(bad: float)
     assert model.handover.work.loss == 3.0
 
 
+# -- leased data -------------------------------------------------------------------------------------
+
+
+def take(model: Model, number: int = 1) -> list[int | None]:
+    return [model.handover.next_block(0.0) for _ in range(number)]
+
+
+def blocks(model: Model) -> list[int]:
+    return [number for *_, number in model.cuts]
+
+
+def test_a_cut_counts_the_data_that_is_in_no_commit_yet() -> None:
+    model = Model()
+    model.handover.leased(((5, 9),))
+    assert take(model, 2) == [5, 6]
+    model.handover.request(request())
+    model.step()
+    model.handover.included(2)
+    model.handover.offer(shared(1, included=True))
+    assert take(model) == [7]
+    model.handover.request(request(round_=2))
+    model.step()
+    model.handover.request(request(attempt=1, round_=2))
+    assert take(model) == [8]
+    model.step()
+    assert blocks(model) == [2, 1, 2]
+
+
+def test_data_of_a_step_that_has_not_ended_does_not_count() -> None:
+    model = Model()
+    model.handover.leased(((0, 3),))
+    take(model, 2)
+    model.handover.request(request())
+    model.handover.exchange(model.read, model.write)
+    assert blocks(model) == [0]
+
+
+def test_a_model_that_was_reset_trains_on_its_data_again() -> None:
+    model = Model()
+    model.handover.leased(((0, 9),))
+    take(model, 3)
+    model.handover.reset(np.full(N, 5, np.float32))
+    model.handover.request(request())
+    model.step()
+    assert (weights(model), blocks(model)) == ([0], [0]), "the step that ended with the reset is lost as well"
+    assert take(model) == [0]
+
+
+def test_data_that_went_to_others_is_in_no_cut_even_before_the_reset_came() -> None:
+    model = Model()
+    model.handover.leased(((0, 9),))
+    take(model, 3)
+    model.step()
+    model.handover.revoked()
+    model.handover.leased(((20, 22),))
+    model.handover.request(request())
+    model.step()
+    model.handover.reset(np.full(N, 5, np.float32))
+    model.step()
+    assert take(model) == [20]
+    model.handover.request(request(round_=2))
+    model.step()
+    assert (weights(model), blocks(model)) == ([0, 10], [0, 1])
+
+
+def test_what_a_trainer_wants_follows_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    model = Model()
+    assert model.handover.demand == module.Demand(), "nobody reads leased data here"
+    assert take(model) == [None]
+    assert model.handover.demand == module.Demand(0, module.FIRST_LEASE, True)
+    assert model.handover.idle_s == 0.0
+    model.handover.leased(((0, 100),))
+    for _ in range(3):
+        take(model, 2)
+        now[0] += 4.0
+        model.step()
+    need = 2 * (2 + int(module.HORIZON_S / 4.0))
+    assert model.handover.demand == module.Demand(100, 0, False)
+    take(model, 94 - need // 2 + 1)
+    assert model.handover.demand == module.Demand(100, need - (need // 2 - 1), False)
+
+
+def test_who_waits_for_data_asks_once_and_wakes_when_it_comes() -> None:
+    model, asked, found = Model(), queue.Queue[bool](), queue.Queue[int | None]()
+    model.handover.ask = lambda: asked.put(model.handover.demand.waiting)
+    thread = threading.Thread(target=lambda: found.put(model.handover.next_block(30.0)))
+    thread.start()
+    assert asked.get(timeout=10) is True
+    model.handover.leased(((3, 4),))
+    assert found.get(timeout=10) == 3
+    thread.join()
+    assert not model.handover.demand.waiting
+    assert take(model, 2) == [None, None]
+    assert asked.get(timeout=0) is True
+    assert asked.empty()
+
+
+def test_who_waits_for_data_meets_a_cut_meanwhile() -> None:
+    model = Model()
+    model.handover.request(request())
+    assert model.handover.next_block(30.0) is None
+    model.handover.exchange(model.read, model.write)
+    assert len(model.cuts) == 1
+
+
 # -- threads -----------------------------------------------------------------------------------------
 
 
 def test_no_token_is_lost_or_counted_twice_between_two_threads() -> None:
     """The network asks, includes and refuses as fast as it can while the trainer steps."""
     model, cuts, included = Model(), queue.Queue[float](), []
-    model.handover = Handover(lambda cut, local, weight: cuts.put(weight))
+    model.handover = Handover(lambda cut, local, weight, blocks: cuts.put(weight))
     done = threading.Event()
     failures: list[BaseException] = []
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from potluck.errors import CorruptData, StoreError
 from potluck.optim.state import state_digest
-from potluck.peer.state import Missing, PeerState, genesis_of
+from potluck.peer.state import Contribution, Missing, PeerState, genesis_of
 from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
@@ -51,7 +51,7 @@ def gather(states: tuple[PeerState, ...], round_: int = 1, attempt: int = 0) -> 
         for part in range(PARTS):
             found = state.contribution(round_, attempt, part)
             assert found is not None
-            states[0].take(round_, attempt, part, index, *found)
+            states[0].take(round_, attempt, part, index, found)
 
 
 def reduced(states: tuple[PeerState, ...], round_: int = 1) -> Commit:
@@ -148,7 +148,7 @@ def test_who_was_named_and_never_came_is_left_out(pair: tuple[PeerState, PeerSta
 
 def test_garbage_is_named(pair: tuple[PeerState, PeerState]) -> None:
     gather(pair)
-    pair[0].take(1, 0, 0, 2, 50.0, b"garbage")
+    pair[0].take(1, 0, 0, 2, Contribution(50.0, b"garbage"))
     info, refused = pair[0].reduce(1, 0, 0, [0, 1, 2])
     assert refused == (2,)
     assert info is not None
@@ -183,8 +183,8 @@ def test_a_reduction_that_the_disk_refused_can_be_repeated(
 
 def test_contributions_are_kept_until_their_round_is_decided(pair: tuple[PeerState, PeerState]) -> None:
     commit = reduced(pair)
-    pair[0].take(1, 1, 0, 1, 100.0, b"of an attempt that never came through")
-    pair[0].take(2, 0, 0, 1, 100.0, b"of the round after")
+    pair[0].take(1, 1, 0, 1, Contribution(100.0, b"of an attempt that never came through"))
+    pair[0].take(2, 0, 0, 1, Contribution(100.0, b"of the round after"))
     pair[0].apply(commit)
     assert sorted(pair[0]._inbox) == [(2, 0, 0, 1)]
     pair[0].load(_snapshot_of(pair[0], round_=2))

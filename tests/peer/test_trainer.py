@@ -52,7 +52,7 @@ class Loop:
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, step_tokens: int | None = None
     ) -> None:
-        self.cuts: list[tuple[CutRequest, Vector, float]] = []
+        self.cuts: list[tuple[CutRequest, Vector, float, int]] = []
         self.handover = Handover(lambda *cut: self.cuts.append(cut))
         self.handover.threads = torch.get_num_threads()
         self.model, self.trainer = model, Trainer(model, self.handover)
@@ -236,7 +236,7 @@ def test_a_cut_is_the_model_as_it_is_after_the_step() -> None:
     loop = Loop(linear())
     loop.handover.request(CutRequest(1, 0, 0))
     loop.step(torch.ones(5, 3))
-    [(request, local, weight)] = loop.cuts
+    [(request, local, weight, _)] = loop.cuts
     assert (request.round, weight) == (1, 5)
     np.testing.assert_array_equal(local, loop.trainer.read())
     loop.step(torch.ones(5, 3))

@@ -24,6 +24,7 @@ from potluck.protocol.effects import (
     WriteSnapshot,
 )
 from potluck.protocol.steward import Rules
+from potluck.protocol.swarm import EXPIRY_S
 from potluck.wire.messages import Answer, Progress, PushContribution
 from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Snapshot
 
@@ -49,11 +50,25 @@ class Peer:
     """A core and the ledger it follows."""
 
     def __init__(
-        self, n: int = 1, *, trains: bool = True, have: set[str] | None = None, every: int = 2
+        self,
+        n: int = 1,
+        *,
+        trains: bool = True,
+        have: set[str] | None = None,
+        every: int = 2,
+        listened: bool = True,
     ) -> None:
         self.n = n
         self.core = PeerCore(member(n), RULES, trains=trains, have=have or set(), snapshot_every=every)
+        if listened:
+            self.listen(-EXPIRY_S, 0.0)
         self._ledger = Ledger()
+
+    def listen(self, since: float, now: float) -> None:
+        """Our own announcements come back throughout."""
+        while since <= now:
+            self.core.swarm.echo(since)
+            since += 1.0
 
     def follow(self, *bodies: Body, now: float = 0.0) -> None:
         for body in bodies:
@@ -432,6 +447,20 @@ def test_a_decision_that_changes_starts_the_wait_anew() -> None:
     assert second.poll(Append, 1.0) == []
     assert second.poll(Append, 1.0 + RANK_S - 0.01) == []
     assert len(second.poll(Append, 1.0 + RANK_S)) == 1
+
+
+def test_who_has_just_come_decides_nothing_before_it_has_heard_the_others() -> None:
+    """A restarted peer has its state at once; it must not take all for gone, and open the round anew."""
+    peer = trained(2, listened=False)
+    peer.follow(opened(members=(1, 3)))
+    for now in (0.0, 2.0, EXPIRY_S - 0.1):
+        peer.listen(0.0, now)
+        assert peer.poll(Append, now) == []
+        assert peer.core.reason == "just come: listening for others before deciding anything"
+    peer.listen(EXPIRY_S, EXPIRY_S)
+    peer.say(EXPIRY_S)
+    [append] = peer.poll(Append, EXPIRY_S)
+    assert append.body.reason.startswith("no member of round 1 is left; opened again with peer2")
 
 
 def test_one_append_at_a_time() -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from potluck.data.assets import build_assets  # noqa: E402
+from potluck.data.tokens import rows  # noqa: E402
 from potluck.errors import CorruptData, RecipeError, StoreError, UsageError  # noqa: E402
 from potluck.recipe import DEMO, Inner, Recipe  # noqa: E402
 from potluck.tasks import task  # noqa: E402
@@ -63,7 +64,7 @@ def with_task(**changes: Any) -> Recipe:
 
 def trained(lm: CausalLM, steps: int = 60) -> Any:
     model = lm.model()
-    lm.train(model, lm.optimizer(model), islice(lm.batches(1), steps))
+    lm.train(model, lm.optimizer(model), islice(lm.random_batches(1), steps))
     return model
 
 
@@ -80,20 +81,32 @@ def test_weights_follow_the_seed_and_leave_the_worlds_chance_alone(assets: dict[
     assert {weight.dtype for weight in one.parameters()} == {torch.float32}
 
 
-def test_batches_follow_their_seed(lm: CausalLM) -> None:
-    batch = next(lm.batches(3))
+def test_an_epoch_has_every_window_once(lm: CausalLM) -> None:
+    seen: list[bytes] = []
+    for batch in lm.batches(range(lm.blocks)):
+        assert batch["input_ids"] is batch["labels"]
+        assert batch["input_ids"].dtype == torch.int64
+        seen += [row.numpy().tobytes() for row in batch["input_ids"]]
+    assert len(seen) == len(rows(lm._train, 32))
+    first = next(lm.batches([0]))["input_ids"]
+    assert torch.equal(first, next(lm.batches([0]))["input_ids"])
+    assert not torch.equal(first, next(lm.batches([lm.blocks]))["input_ids"]), "another order in each epoch"
+
+
+def test_random_batches_follow_their_seed(lm: CausalLM) -> None:
+    batch = next(lm.random_batches(3))
     assert batch["input_ids"].shape == batch["labels"].shape == (4, 32)
     assert lm.step_tokens == 4 * 32
     assert batch["input_ids"].dtype == torch.int64
-    assert torch.equal(batch["input_ids"], next(lm.batches(3))["input_ids"])
-    assert not torch.equal(batch["input_ids"], next(lm.batches(4))["input_ids"])
+    assert torch.equal(batch["input_ids"], next(lm.random_batches(3))["input_ids"])
+    assert not torch.equal(batch["input_ids"], next(lm.random_batches(4))["input_ids"])
 
 
 def test_training_learns_and_reports_each_loss(lm: CausalLM) -> None:
     model = lm.model()
     before, _ = lm.evaluate(model)
     losses: list[float] = []
-    lm.train(model, lm.optimizer(model), islice(lm.batches(1), 60), losses.append)
+    lm.train(model, lm.optimizer(model), islice(lm.random_batches(1), 60), losses.append)
     after, bits = lm.evaluate(model)
     assert len(losses) == 60
     assert losses[0] == pytest.approx(before, abs=0.3)
@@ -118,7 +131,7 @@ def test_a_hook_on_the_optimizer_ends_training(lm: CausalLM) -> None:
 
     optimizer.register_step_post_hook(hook)
     with pytest.raises(Enough):
-        lm.train(model, optimizer, lm.batches(1), seen.append)
+        lm.train(model, optimizer, lm.random_batches(1), seen.append)
     assert len(seen) == 3
 
 
@@ -127,8 +140,8 @@ def test_the_rate_warms_up_and_stays(lm: CausalLM) -> None:
     optimizer = lm.optimizer(model)
     rates: list[float] = []
     optimizer.register_step_post_hook(lambda own, *_: rates.append(own.param_groups[0]["lr"]))
-    lm.train(model, optimizer, islice(lm.batches(1), 3))
-    lm.train(model, optimizer, islice(lm.batches(1), 4))
+    lm.train(model, optimizer, islice(lm.random_batches(1), 3))
+    lm.train(model, optimizer, islice(lm.random_batches(1), 4))
     assert rates == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 1e-2, 1e-2, 1e-2])
     assert {group["lr"] for group in optimizer.param_groups} == {1e-2}
 
@@ -152,7 +165,7 @@ def test_gradients_are_clipped(lm: CausalLM) -> None:
 
     optimizer.register_step_pre_hook(hook)
     lm.recipe = replace(RECIPE, inner=replace(RECIPE.inner, clip=0.01))
-    lm.train(model, optimizer, islice(lm.batches(1), 2))
+    lm.train(model, optimizer, islice(lm.random_batches(1), 2))
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
 
 

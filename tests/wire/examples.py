@@ -11,7 +11,9 @@ from potluck.wire.records import (
     Commit,
     Finish,
     Genesis,
+    Grant,
     Member,
+    Move,
     Open,
     PartInfo,
     Reassign,
@@ -30,14 +32,18 @@ BODIES: list[Any] = [
     Open(3, 1, (ONE, TWO), (0, 1, 0), C, 4.5, "tokens done"),
     Reassign(3, 1, ((2, 1), (0, 1)), "somebody died"),
     Commit(3, 1, (INFO,), 100, 2.5, "all held"),
+    Commit(3, 1, (INFO,), 100, 2.5, "all held", ((0, 12), (1, 7))),
+    Grant((TWO,), ((ONE, 40),), "it wants some"),
     Snapshot(3, A, (BLOB,), "two wrote it"),
     Finish(9, "enough"),
+    Move(2, b"signature", "three hubs"),
 ]
 
 REQUESTS: list[Any] = [
     Hello(WIRE, "run", "session-1"),
-    PushContribution(3, 1, 2, 60.5, 800),
+    PushContribution(3, 1, 2, 60.5, 800, 12),
     PushResult(3, 1, INFO),
+    PushResult(3, 1, PartInfo(1, C, 800, ((0, 60.5), (1, 40.0)), ((0, 12),))),
     Fetch(C),
 ]
 
@@ -60,6 +66,9 @@ PROGRESS = Progress(
     idle_s=0.125,
     uplink=1e6,
     loss=2.5,
+    leased=40,
+    wants=10,
+    waiting=True,
     attempt=1,
     held=(INFO,),
     snapshots={3: C},

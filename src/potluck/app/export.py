@@ -29,7 +29,7 @@ def export(out: Output, invite: str, directory: Path, home: Path, listen: str) -
         EnvironmentProblem: nobody who is there has the run's state.
         PotluckError: as ``potluck.join``.
     """
-    parsed = Invite.parse(invite, time.time())
+    parsed = Invite.parse(invite)
     out.status(f"asking the hub of run {parsed.run} to let this machine in")
 
     def reach() -> Run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +17,13 @@ from potluck.app.output import Output, count, figure, printable
 from potluck.errors import LedgerUnavailable, Unreachable
 from potluck.hub.client import HubClient
 from potluck.identity import Identity
+from potluck.protocol.leases import count as blocks
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import RunView
 from potluck.recipe import Recipe
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
-from potluck.wire.records import Chain, Entry, Genesis
+from potluck.wire.records import Chain, Entry, Genesis, Grant
 
 LISTEN_S = 1.5
 """How long peers are listened to, in seconds; each says something once a second."""
@@ -56,7 +56,7 @@ class Look:
         """The next record."""
         skipped = self.view.follow(entry)
         body = entry.record.body
-        if isinstance(body, Genesis):
+        if isinstance(body, Genesis) or (isinstance(body, Grant) and not body.released and not skipped):
             return
         reason = f"skipped: {skipped}" if skipped else body.reason
         kind = type(body).__name__.lower()
@@ -93,7 +93,7 @@ def show_status(out: Output, invite: str) -> None:
         InviteError: it is none, or the hub does not take it.
         Unreachable: the hub is away.
     """
-    parsed = Invite.parse(invite, time.time())
+    parsed = Invite.parse(invite)
     out.status(f"asking the hub of run {parsed.run}")
     try:
         look = asyncio.run(_look(parsed))
@@ -137,13 +137,27 @@ def _facts(run: str, look: Look) -> dict[str, Any]:
         "open": view.open.round if view.open is not None else None,
         "waiting": look.waiting,
         "tokens": view.tokens,
-        "end": {"tokens": recipe.end.tokens, "rounds": recipe.end.rounds},
+        "end": {"tokens": recipe.end.tokens, "rounds": recipe.end.rounds, "epochs": recipe.end.epochs},
+        "data": _data(view),
         "loss": view.loss,
         "tokens_per_s": round(sum(p.tokens_per_s for p in look.peers), 1),
         "rounds_reopened": view.reopened,
         "over": view.finished.reason if view.finished is not None else None,
         "peers": [_peer(p, look.now - look.heard[p.peer]) for p in look.peers],
         "events": list(look.events),
+    }
+
+
+def _data(view: RunView) -> dict[str, Any] | None:
+    """How far the run has gone through its data, if that is shared out."""
+    if view.leases is None or view.genesis is None:
+        return None
+    done = blocks(view.leases.included)
+    return {
+        "blocks": view.genesis.blocks,
+        "included": done,
+        "epochs": round(done / view.genesis.blocks, 3),
+        "complete": view.leases.done,
     }
 
 
@@ -173,6 +187,8 @@ def _screen(run: str, look: Look) -> Group:
     head.append(f"round {view.round}   loss {figure(view.loss, 3)}   {view.tokens:,} tokens")
     head.append(f" (ends at {ends})" if ends else "")
     head.append(f"   {facts['tokens_per_s']:,.0f} tokens/s   {count(len(look.peers), 'peer')}\n")
+    if data := facts["data"]:
+        head.append(f"data {data['epochs']:.2f} epochs in the model, each block once\n")
     head.append(f"{printable(look.waiting)}\n", style="cyan")
     return Group(head, _table(look), _events(look))
 
@@ -197,6 +213,8 @@ def _table(look: Look) -> Table:
 def _events(look: Look) -> Text:
     text = Text("\nlast records of the ledger:", style="bold")
     for event in look.events:
-        line = f"{event['record']} {event['round']}: {event['reason']}"
+        what = "data" if event["record"] == "grant" else event["record"]
+        number = "" if event["round"] is None else f" {event['round']}"
+        line = f"{what}{number}: {event['reason']}"
         text.append(f"\n  {printable(line)}", style="not bold")
     return text

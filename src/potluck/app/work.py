@@ -18,7 +18,6 @@ from potluck.errors import RunOver, UsageError
 from potluck.recipe import Recipe, preset
 from potluck.run import Run, host, join, resume
 from potluck.store.keep import USUAL, Keep
-from potluck.wire.codec import digest
 from potluck.wire.invite import Invite
 
 LEAVE_S = 5
@@ -99,7 +98,7 @@ def join_run(out: Output, invite: str, part: Part) -> int:
     Raises:
         PotluckError: as ``potluck.join``.
     """
-    parsed = Invite.parse(invite, time.time())
+    parsed = Invite.parse(invite)
     yield_cores()
     out.status(f"asking the hub of run {parsed.run} to let this machine in")
 
@@ -183,13 +182,7 @@ def _work(out: Output, run: Run, part: Part, joined: Callable[[], None]) -> None
         # After the run's own hook, which gives each peer of a machine its share of the cores.
         optimizer.register_step_post_hook(lambda *_: torch.set_num_threads(part.threads))
     joined()
-    work.train(model, optimizer, work.batches(_seed(run)))
-
-
-def _seed(run: Run) -> int:
-    """Of this life of this peer, so that no two train on the same windows of the text."""
-    mine = run.state
-    return int(digest(f"{mine.peer}/{mine.session}".encode())[:16], 16)
+    work.train(model, optimizer, work.batches(run.blocks()))
 
 
 def _leave(run: Run | None, reporter: Reporter) -> None:
@@ -244,7 +237,7 @@ def _sum_up(out: Output, run: Run, code: int) -> None:
 
 
 def _run_id(run: Run) -> str:
-    return Invite.parse(run.invite, None).run
+    return Invite.parse(run.invite).run
 
 
 def yield_cores() -> None:

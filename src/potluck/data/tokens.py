@@ -80,6 +80,16 @@ def token_kind(vocab: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if vocab <= 1 << 16 else np.uint32
 
 
+def rows(tokens: Tokens, context: int) -> Tokens:
+    """The text as windows one after another, ``[windows, context]``, a view; without a rest under a window.
+
+    Raises:
+        RecipeError: there are fewer tokens than one window takes.
+    """
+    _check_length(tokens, context, "train on")
+    return tokens[: len(tokens) // context * context].reshape(-1, context)
+
+
 def windows(tokens: Tokens, context: int, batch: int, rng: np.random.Generator) -> Iterator[Batch]:
     """Endless batches ``[batch, context]`` of windows that start anywhere, drawn evenly.
 

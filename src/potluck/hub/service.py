@@ -7,20 +7,24 @@ import contextlib
 import logging
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import nats.errors
+import msgspec
 from filelock import FileLock, Timeout
-from nats.aio.client import Client
 
-from potluck.errors import LedgerUnavailable, PotluckError, StoreError, UsageError
-from potluck.hub.admission import CHUNK_BYTES, WRONG_SECRET_S, Admitted, Denied, judge, judge_member, opening
-from potluck.hub.nats_ledger import ANSWER_S, create_stream, stream_name
-from potluck.hub.server import HUB, PEER, NatsServer
-from potluck.hub.state import LOCK, HubState, Secret
+from potluck.errors import Refused, StoreError, UsageError
+from potluck.hub.admission import WRONG_SECRET_S, Attached, Denied, opening
+from potluck.hub.between import judge_enlist, judge_hub, kind_of, seek_seat, token_text
+from potluck.hub.book import Book, newcomer
+from potluck.hub.door import Door
+from potluck.hub.engine import Engine
+from potluck.hub.gossip import Gossip
+from potluck.hub.nats_ledger import stream_name
+from potluck.hub.seats import seat_of
+from potluck.hub.state import CLUSTER, LOCK, HubState, Secret, write_private
 from potluck.identity import Identity
 from potluck.net.addresses import parse_address
 from potluck.net.tls import MAX_ADDRESSES, TlsTransport
@@ -32,26 +36,38 @@ from potluck.wire.messages import Answer
 INVITE_S = 30 * 86_400.0
 """How long an invite holds unless told otherwise, in seconds."""
 
-MAX_STREAMS = 4
-"""Of one peer at a time: one in use, and those of which the hub does not know yet that they are dead."""
+ASK_S = 1.0
+"""How often the ledger is asked whether all copies are whole, in seconds."""
 
-CLOSE_S = 1.0
-"""How long the last bytes of a peer may take to reach the ledger, in seconds."""
+AUTHORITY_FILE = "authority.pem"
+"""The key of the run's authority, in the directory of a hub that is not the authority itself."""
+
+TOKEN_FILE = "token.txt"  # noqa: S105 – where it is kept
+"""In a hub's directory: the line with which `potluck hub add` makes another machine a hub of the run."""
 
 log = logging.getLogger(__name__)
 
 
-class Hub:
-    """A run's hub, as an async context: up inside, down outside.
+@dataclass(frozen=True)
+class Enlistment:
+    """How a new hub comes to a run that has one: by a token, to the lowest free seat or to a lost hub's."""
 
-    Started again on its directory it goes on where it was: same key, run, port (if that is free), invites
-    and ledger.
+    token: Invite
+    seat: int = 0
+
+
+class Hub:
+    """One hub of a run, as an async context: up inside, down outside.
+
+    Started again on its directory it goes on where it was: same key, run, seat, port (if that is free),
+    invites and ledger.
 
     Args:
         directory: everything it keeps; one hub at a time has it.
         host, port: where to listen; port 0 is the one of last time, or any free one.
         run: the run's name; by default that of last time, or a new one.
         advertise: addresses at which peers reach the hub besides its own, say a forwarded port.
+        enlistment: to help another hub instead of beginning a run; looked at on a new directory only.
     """
 
     def __init__(
@@ -62,18 +78,19 @@ class Hub:
         port: int = 0,
         run: str = "",
         advertise: tuple[str, ...] = (),
+        enlistment: Enlistment | None = None,
     ) -> None:
         self.addresses: Sequence[str] = ()
         self._directory = directory
         self._listen_at = (host, port)
         self._wanted_run = run
         self._advertise = advertise
+        self._enlistment = enlistment
         self._identity: Identity
-        self._state: HubState
-        self._server: NatsServer
-        self._attached: Counter[str] = Counter()
-        self._empty, self._occupied = asyncio.Event(), asyncio.Event()
-        self._empty.set()
+        self._book: Book
+        self._engine: Engine
+        self._door: Door
+        self._gossip: Gossip
         self._up = contextlib.AsyncExitStack()
 
     @property
@@ -84,17 +101,23 @@ class Hub:
     @property
     def run(self) -> str:
         """The name of its run."""
-        return self._state.run
+        return self._book.run
+
+    @property
+    def seat(self) -> int:
+        """The number of its seat, from 1."""
+        return self._book.state.seat
 
     @property
     def nats_pid(self) -> int | None:
-        """The process of its nats-server; ``None`` while that is away."""
-        return self._server.pid
+        """The process of the nats-server that leads to the ledger in force; ``None`` while that is away."""
+        server = self._engine.server
+        return server.pid if server else None
 
     @property
     def peers_connected(self) -> int:
-        """How many peers are attached to the ledger."""
-        return len(self._attached)
+        """How many peers are attached to the ledger here."""
+        return self._door.peers
 
     async def __aenter__(self) -> Self:
         """Start.
@@ -104,6 +127,7 @@ class Hub:
                 listened on, or there is no nats-server.
             StoreError: the directory is damaged or can't be written.
             LedgerUnavailable: nats-server does not start.
+            InviteError, Refused, Unreachable: there is no seat for it, and why.
         """
         try:
             await self._start()
@@ -124,21 +148,57 @@ class Hub:
         now = time.time()
         expires = 0 if valid_s is None else max(int(now + valid_s), 1)
         secret = Secret(secrets.token_bytes(16), expires)
-        self._state = self._state.with_secret(secret, now)
-        self._state.save(self._directory)
-        return Invite(self.run, self.peer, tuple(self.addresses)[:MAX_ADDRESSES], secret.value, expires)
+        self._book.write(self._book.state.with_secret(secret, now))
+        others = tuple((seat.hub, seat.addresses) for seat in self._book.others if seat.addresses)
+        return Invite(self.run, self.peer, self._own_addresses(), secret.value, expires, others)
+
+    def token(self) -> Invite:
+        """By whom this is held, a machine can become a hub of the run: whom the owner trusts with everything.
+
+        Raises:
+            StoreError: it can't be written down.
+        """
+        if not self._book.state.tokens:
+            self._book.write(self._book.state.with_token(Secret(secrets.token_bytes(16))))
+        token = self._book.state.tokens[0]
+        return Invite(self.run, self.peer, self._own_addresses(), token.value)
 
     async def idle(self, seconds: float) -> None:
-        """Return once no peer has been attached for ``seconds`` in a row, from the call on."""
-        while True:
-            await self._empty.wait()
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._occupied.wait()
-            except TimeoutError:
-                return
+        """Return once no peer has been attached to any of the run's hubs for about ``seconds``."""
+        await self._door.idle(seconds)
+
+    async def replaced(self) -> None:
+        """Return when another hub has been given this one's seat."""
+        await self._book.wait(lambda: self._book.replaced)
+
+    async def grown(self) -> None:
+        """Return when the ledger is kept by several hubs."""
+        await self._book.wait(lambda: self._book.state.engine == CLUSTER)
+
+    async def whole(self) -> None:
+        """Return when each of several hubs has the whole ledger: any one of them may be lost then."""
+        await self.grown()
+        while await self._engine.lagging() != frozenset():  # noqa: ASYNC110 – see below
+            await asyncio.sleep(ASK_S)  # the leader, elsewhere perhaps, tells only who asks
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        return tuple(self.addresses)[:MAX_ADDRESSES]
 
     async def _start(self) -> None:
+        self._lock()
+        self._identity = Identity.load_or_create(self._directory / "key.pem")
+        state = await self._recall()
+        path = self._directory / AUTHORITY_FILE
+        authority = Identity.load_or_create(path) if path.exists() else self._identity
+        self._book = Book(self._directory, state, self.peer, authority)
+        self._door = Door(self._book, lambda: self._engine.target)
+        self._engine = Engine(self._directory, self.peer, self._book, self._door.detach_all)
+        self._gossip = Gossip(self._book, lambda: self._door.peers)
+        self._up.push_async_callback(self._engine.stop)
+        await self._engine.prepare()
+        await self._listen()
+
+    def _lock(self) -> None:
         directory = self._directory
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -151,60 +211,54 @@ class Hub:
         except OSError as error:
             raise StoreError(f"the hub can't write to {directory}: {error.strerror or error}") from error
         self._up.callback(lock.release)
-        self._identity = Identity.load_or_create(directory / "key.pem")
-        self._state = self._recall()
-        self._server = NatsServer(directory / "ledger", self.run, self._state.password)
-        self._up.push_async_callback(self._server.stop)
-        await self._server.start()
-        await self._create_ledger()
-        await self._listen()
 
-    def _recall(self) -> HubState:
+    async def _recall(self) -> HubState:
         state = HubState.load(self._directory)
-        if state is None:
-            run = self._wanted_run or secrets.token_hex(6)
-            stream_name(run)  # says so when it won't do
-            state = HubState(run, secrets.token_urlsafe(32))
-            state.save(self._directory)
-        elif self._wanted_run not in ("", state.run):
+        token = self._enlistment.token if self._enlistment else None
+        wanted = token.run if token else self._wanted_run
+        if state is not None and wanted not in ("", state.run):
             raise UsageError(
-                f"{self._directory} is the hub of the run {state.run!r}, not of {self._wanted_run!r}: "
+                f"{self._directory} is the hub of the run {state.run!r}, not of {wanted!r}: "
                 "use another directory"
             )
+        if state is None and self._enlistment is not None:
+            state = await self._enlist_at(self._enlistment)
+        elif state is None:
+            run = wanted or secrets.token_hex(6)
+            stream_name(run)  # says so when it won't do
+            state = HubState(run, secrets.token_urlsafe(32))
+        if not state.cluster_password:
+            state = msgspec.structs.replace(state, cluster_password=secrets.token_urlsafe(32))
+        state.save(self._directory)
         return state
 
-    async def _create_ledger(self) -> None:
-        address = self._server.address
-        if address is None:
-            raise LedgerUnavailable("nats-server ended right after its start")
-        client = Client()
+    async def _enlist_at(self, how: Enlistment) -> HubState:
+        """Get a seat from the hub that gave the token."""
+        stranger = TlsTransport(self._identity)
         try:
-            await client.connect(
-                f"nats://{address[0]}:{address[1]}",
-                user=HUB,
-                password=self._server.hub_password,
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                connect_timeout=int(ANSWER_S),
-                error_cb=_log_error,
-            )
-            await create_stream(client, self.run)
-        except (OSError, nats.errors.Error) as error:
-            raise LedgerUnavailable(f"nats-server does not take the hub's connection: {error}") from error
+            stream = await stranger.dial(how.token.addresses, how.token.hub)
+            enlisted = await seek_seat(stream, how.token, self.peer, how.seat)
         finally:
-            await client.close()
+            await stranger.close()
+        write_private(self._directory / AUTHORITY_FILE, enlisted.authority)
+        return newcomer(how.token.run, enlisted)
 
     async def _listen(self) -> None:
         host, port = self._listen_at
+        book, state = self._book, self._book.state
         transport = TlsTransport(
             self._identity,
-            authority=self._identity.authority(),
+            certificate=book.authority.issue(book.pem, self.peer),
+            authority=book.pem,
             strangers=True,
             host=host,
-            port=port or self._state.port,
+            port=port or state.port,
             advertise=self._advertise,
         )
         self._up.push_async_callback(transport.close)
+        # Servers are stopped while they can still hand their part of the ledger over to the others.
+        self._up.push_async_callback(self._engine.stop)
+        await self._engine.start(transport)
         self.addresses = await transport.listen(self._serve)
         own = [address for address in self.addresses if address not in self._advertise]
         got = parse_address(own[-1])[1] if own else port
@@ -212,73 +266,59 @@ class Hub:
             raise UsageError(
                 f"port {port} on {host} is taken: stop what listens there, or choose another port"
             )
-        if self._state.port and got != self._state.port:
+        if state.port and got != state.port:
             log.warning(
                 "port %d, which peers know, is taken: the hub listens on %d now, and they need a new invite",
-                self._state.port,
+                state.port,
                 got,
             )
-        self._state = HubState(self.run, self._state.password, got, self._state.secrets)
-        self._state.save(self._directory)
+        book.update(port=got)
+        book.sit(self._own_addresses())
+        write_private(self._directory / TOKEN_FILE, token_text(self.token()).encode() + b"\n")
+        self._gossip.start(transport)
+        self._up.push_async_callback(self._gossip.stop)
 
     async def _serve(self, stream: Stream) -> None:
         raw = await opening(stream)
-        if stream.peer:
-            await self._attach(stream, raw)
+        kind = kind_of(raw)
+        if not stream.peer:
+            await (self._enlist(stream, raw) if kind == "Enlist" else self._door.admit(stream, raw))
+        elif kind in ("Meet", "Route"):
+            await self._with_hub(stream, raw, kind)
         else:
-            await self._admit(stream, raw)
+            await self._door.attach(stream, raw)
 
-    async def _admit(self, stream: Stream, raw: bytes) -> None:
-        verdict = judge(raw, self.run, self._state.secrets, time.time())
+    async def _enlist(self, stream: Stream, raw: bytes) -> None:
+        verdict = judge_enlist(raw, self.run, self._book.state.tokens, time.time())
         if isinstance(verdict, Denied):
-            log.info("a stranger is not admitted: %s", verdict.reason)
-            if verdict.cause == "invite":
-                await asyncio.sleep(WRONG_SECRET_S)
+            log.warning("a machine does not become a hub: %s", verdict.reason)
+            await asyncio.sleep(WRONG_SECRET_S)
             await stream.send(encode(verdict))
             return
-        authority = self._identity.authority()
-        certificate = self._identity.issue(authority, verdict.peer)
-        log.info("peer %s is admitted to %s", verdict.peer[:12], self.run)
-        await stream.send(encode(Admitted(certificate, authority, PEER, self._state.password)))
+        try:
+            lagging = await self._engine.lagging()
+            enlisted = self._book.enlist(verdict, self._engine.reached, lagging)
+        except Refused as error:
+            await stream.send(encode(Answer(False, str(error))))
+            return
+        log.warning("%s is a hub of %s now, on seat %d", verdict.hub[:12], self.run, enlisted.seat)
+        await stream.send(encode(enlisted))
 
-    async def _attach(self, stream: Stream, raw: bytes) -> None:
-        verdict = judge_member(raw, self.run)
-        if isinstance(verdict, Answer) and verdict.ok and self._attached[stream.peer] >= MAX_STREAMS:
-            verdict = Answer(False, f"you have {MAX_STREAMS} connections already", retry=True)
-        if isinstance(verdict, Denied) or not verdict.ok:
+    async def _with_hub(self, stream: Stream, raw: bytes, kind: str) -> None:
+        seat = seat_of(self._book.others, stream.peer)
+        verdict = judge_hub(raw, self.run)
+        if isinstance(verdict, Answer) and verdict.ok and seat is None:
+            verdict = Answer(False, "you are no hub of this run")
+        if isinstance(verdict, Denied):
             await stream.send(encode(verdict))
-            return
-        with self._counted(stream.peer):
-            await self._lead(stream, self._server.address)
-
-    async def _lead(self, stream: Stream, address: tuple[str, int] | None) -> None:
-        try:
-            if address is None:
-                raise ConnectionRefusedError
-            reader, writer = await asyncio.open_connection(*address)
-        except OSError:
-            await stream.send(encode(Answer(False, "the ledger is being started again", retry=True)))
-            return
-        try:
-            await stream.send(encode(Answer(True)))
-            await _join(stream, reader, writer)
-        finally:
-            await _close(writer)
-
-    @contextlib.contextmanager
-    def _counted(self, peer: str) -> Iterator[None]:
-        self._attached[peer] += 1
-        self._occupied.set()
-        self._empty.clear()
-        try:
-            yield
-        finally:
-            self._attached[peer] -= 1
-            if not self._attached[peer]:
-                del self._attached[peer]
-            if not self._attached:
-                self._occupied.clear()
-                self._empty.set()
+        elif seat is None or not verdict.ok:
+            # With the seats, so that one that was replaced hears of it.
+            await stream.send(encode(Attached(verdict, self._book.seats)))
+        elif kind == "Route":
+            await self._engine.route(stream, seat)
+        else:
+            await stream.send(encode(Attached(verdict)))
+            await self._gossip.serve(stream, seat)
 
 
 async def serve(
@@ -290,64 +330,28 @@ async def serve(
     until_idle_s: float | None,
     stop: asyncio.Event,
     run: str = "",
+    enlistment: Enlistment | None = None,
 ) -> None:
     """A hub from start to end: ``ready`` gets it when it is up; it ends when ``stop`` is set, or when no peer
     has been attached for ``until_idle_s`` seconds.
 
-    Raises: what entering ``Hub`` does.
+    Raises:
+        UsageError: another hub was given this one's seat; and what entering ``Hub`` raises.
     """
-    async with Hub(directory, host=host, port=port, run=run) as hub:
+    async with Hub(directory, host=host, port=port, run=run, enlistment=enlistment) as hub:
         ready(hub)
-        ends: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait())]
+        replaced = asyncio.create_task(hub.replaced())
+        ends: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), replaced]
         if until_idle_s is not None:
             ends.append(asyncio.create_task(hub.idle(until_idle_s)))
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if replaced in done:
+                raise UsageError(
+                    f"another hub has seat {hub.seat} of run {hub.run} now: remove {directory}, and add it "
+                    "again if the run has lost another one"
+                )
         finally:
             for end in ends:
                 end.cancel()
             await asyncio.gather(*ends, return_exceptions=True)
-
-
-async def _join(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry bytes both ways until one side ends."""
-    ways = [asyncio.create_task(_to_ledger(stream, writer)), asyncio.create_task(_to_peer(reader, stream))]
-    try:
-        done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
-    for way in done:
-        log.info("peer %s is detached: %s", stream.peer[:12], way.result())
-
-
-async def _to_ledger(stream: Stream, writer: asyncio.StreamWriter) -> str:
-    try:
-        while True:
-            writer.write(await stream.receive(CHUNK_BYTES))
-            await writer.drain()
-    except (PotluckError, OSError) as error:
-        return str(error)
-
-
-async def _to_peer(reader: asyncio.StreamReader, stream: Stream) -> str:
-    try:
-        while chunk := await reader.read(CHUNK_BYTES):
-            await stream.send(chunk)
-    except (PotluckError, OSError) as error:
-        return str(error)
-    return "nats-server closed the connection"
-
-
-async def _close(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    try:
-        async with asyncio.timeout(CLOSE_S):
-            await writer.wait_closed()
-    except (OSError, TimeoutError):
-        writer.transport.abort()
-
-
-async def _log_error(error: Exception) -> None:
-    log.debug("nats: %s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from potluck.errors import StoreError
+from potluck.hub.seats import SEATS, Seats
 from potluck.wire.records import Count
 
 MAX_STATE_BYTES = 1 << 20
@@ -20,6 +22,8 @@ FORGET_S = 30 * 86_400.0
 
 LOCK = "hub.lock"
 """The file that is locked by the hub that works in a directory."""
+SOLO, CLUSTER = 1, 2
+"""The engines of a run: one nats-server at its first hub, then three that keep one ledger."""
 
 _NAME = "hub.json"
 
@@ -31,18 +35,44 @@ class Secret(Struct, frozen=True):
     expires: Count = 0
 
 
+def _current(known: Iterable[Secret], now: float) -> tuple[Secret, ...]:
+    """Each once, without those long expired (which two hubs would else remind each other of for ever)."""
+    return tuple({s.value: s for s in known if not s.expires or now < s.expires + FORGET_S}.values())
+
+
 class HubState(Struct, frozen=True):
-    """The run, the ledger's password for peers, the port last listened on, and the invites' secrets."""
+    """The run, the ledger's password for peers, the port last listened on, and the invites' secrets.
+
+    What a hub has in common with others: ``tokens`` are secrets that let a machine become a hub,
+    ``cluster_password`` is that of their nats-servers, ``seat`` our own of ``seats``, ``engine`` the ledger
+    in force (``SOLO`` or ``CLUSTER``) as far as is known here.
+    """
 
     run: Annotated[str, Meta(min_length=1, max_length=64)]
     password: Annotated[str, Meta(min_length=16, max_length=128)]
     port: Annotated[int, Meta(ge=0, lt=65_536)] = 0
     secrets: tuple[Secret, ...] = ()
+    tokens: tuple[Secret, ...] = ()
+    cluster_password: Annotated[str, Meta(max_length=128)] = ""
+    seat: Annotated[int, Meta(ge=1, le=SEATS)] = 1
+    seats: Seats = ()
+    engine: Count = SOLO
 
     def with_secret(self, secret: Secret, now: float) -> HubState:
         """This and one more secret, without those long expired."""
-        kept = (old for old in self.secrets if not old.expires or now < old.expires + FORGET_S)
-        return msgspec.structs.replace(self, secrets=(*kept, secret))
+        return msgspec.structs.replace(self, secrets=(*_current(self.secrets, now), secret))
+
+    def with_token(self, token: Secret) -> HubState:
+        """This and one more secret for hubs."""
+        return msgspec.structs.replace(self, tokens=(*self.tokens, token))
+
+    def with_others(self, secrets: Iterable[Secret], tokens: Iterable[Secret], now: float) -> HubState:
+        """This, and what another hub of the run knows."""
+        return msgspec.structs.replace(
+            self,
+            secrets=_current((*self.secrets, *secrets), now),
+            tokens=_current((*self.tokens, *tokens), now),
+        )
 
     def save(self, directory: Path) -> None:
         """Write it whole or not at all, readable by its owner only.
@@ -50,16 +80,7 @@ class HubState(Struct, frozen=True):
         Raises:
             StoreError: the disk refuses.
         """
-        draft = directory / f".{_NAME}.{secrets.token_hex(8)}"
-        try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(self)))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(directory / _NAME)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise StoreError(f"the hub can't write to {directory}: {error.strerror or error}") from error
+        write_private(directory / _NAME, msgspec.json.format(msgspec.json.encode(self)))
 
     @staticmethod
     def load(directory: Path) -> HubState | None:
@@ -80,3 +101,21 @@ class HubState(Struct, frozen=True):
             raise StoreError(
                 f"{path} is damaged ({error}): restore it from a backup, or start a new hub elsewhere"
             ) from error
+
+
+def write_private(path: Path, raw: bytes) -> None:
+    """Write a file whole or not at all, readable by its owner only.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise StoreError(f"the hub can't write to {path.parent}: {error.strerror or error}") from error

@@ -18,7 +18,7 @@ from potluck.hub.ledger import Ledger
 from potluck.peer.dataplane import Carry, Vector
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.links import Links, Reply
-from potluck.peer.state import Missing, PeerState
+from potluck.peer.state import Contribution, Missing, PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Announce,
@@ -28,9 +28,12 @@ from potluck.protocol.effects import (
     Drop,
     Effect,
     Fetch,
+    Included,
+    Leased,
     LoadSnapshot,
     Note,
     Reduce,
+    Revoked,
     SendContribution,
     SendResult,
     WriteSnapshot,
@@ -95,6 +98,13 @@ class Actions:
                 self._note(effect.text)
             case Cut():
                 self._ask_for_cut(effect)
+            case Leased():
+                self.handover.leased(effect.spans)
+            case Included():
+                self.handover.included(effect.blocks)
+            case Revoked():
+                self.handover.revoked()
+                self._spawn(self._abandon())
             case Append():
                 raw = self._chain.next(self.core.me.peer, effect.body)
                 self._spawn(self._append(raw, self._chain.sequence))
@@ -131,15 +141,20 @@ class Actions:
         if request is not None:
             self.core.cut_done(request.round, request.attempt, 0)
 
-    def _taken_in_thread(self, request: CutRequest, local: Vector, weight: float) -> None:
+    async def _abandon(self) -> None:
+        if self.state.plane is not None:
+            self.handover.reset(await self.work(self.state.abandon))
+
+    def _taken_in_thread(self, request: CutRequest, local: Vector, weight: float, blocks: int) -> None:
         """Called from the training thread."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: self._spawn(self._taken(request, local, weight)))
+            self._loop.call_soon_threadsafe(lambda: self._spawn(self._taken(request, local, weight, blocks)))
 
-    async def _taken(self, request: CutRequest, local: Vector, weight: float) -> None:
+    async def _taken(self, request: CutRequest, local: Vector, weight: float, blocks: int) -> None:
         if self.core.catchup.round != request.round - 1:
             return
-        done = await self.work(self.state.cut, request.round, request.attempt, request.index, local, weight)
+        member = (request.round, request.attempt, request.index)
+        done = await self.work(self.state.cut, *member, local, weight, blocks)
         if not done:
             self._note(
                 f"round {request.round}: the model here has become NaN or infinite: nothing is contributed, "
@@ -174,8 +189,9 @@ class Actions:
 
     async def _send_contribution(self, effect: SendContribution) -> None:
         where = (effect.round, effect.attempt, effect.part)
-        weight, raw = self.state.contribution(*where) or (0.0, b"")
-        reply = await self._ask(effect.to, PushContribution(*where, weight, len(raw)), raw)
+        given = self.state.contribution(*where) or Contribution(0.0, b"")
+        push = PushContribution(*where, given.weight, len(given.raw), given.blocks)
+        reply = await self._ask(effect.to, push, given.raw)
         self.core.sent(*where, effect.to, None, reply.answer, self._now())
         self._changed()
 
@@ -219,7 +235,8 @@ class Actions:
         answer = self.core.contributed(push, member)
         if answer.ok and self.core.exchange is not None and push.weight > 0:
             index = self.core.exchange.members.index(member)
-            self.state.take(push.round, push.attempt, push.part, index, push.weight, body)
+            given = Contribution(push.weight, body, push.blocks)
+            self.state.take(push.round, push.attempt, push.part, index, given)
         self._changed()
         return answer
 

@@ -165,6 +165,12 @@ class DataPlane:
             share = np.float32(min(info.weight / weight, MAX_SHARE))
             self._up.residual[bounds] += share * self._down.pop(info.part).residual
 
+    def abandon(self) -> Vector:
+        """Drop the contribution in flight, and the residual of earlier ones; returns Θ [n], a copy."""
+        self._cut = None
+        self._up = ErrorFeedback(self.theta.size)
+        return self.theta.copy()
+
     def load(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take another state over; local progress and residuals belong to the old one and are dropped."""
         self.theta, self.momentum, self.round = theta, momentum, round_

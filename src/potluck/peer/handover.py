@@ -12,10 +12,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from potluck.data.leases import LeaseQueue
 from potluck.peer.dataplane import Carry, Vector
+from potluck.protocol.leases import Span
 
 EMA = 0.1
 """Weight of the newest step in the running means of speed and loss."""
+
+HORIZON_S = 60.0
+"""A trainer wants data for so long, so that it goes on while the hub is away, in seconds."""
+
+MAX_LEASE = 4096
+"""Data blocks that a trainer wants at most."""
+
+FIRST_LEASE = 4
+"""Data blocks that it wants before it knows how long a step takes."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +50,31 @@ class Work:
     total_tokens: float = 0.0
 
 
-Taken = Callable[[CutRequest, Vector, float], None]
+@dataclass(frozen=True)
+class Demand:
+    """Leased data as the trainer sees it; see ``Progress``."""
+
+    leased: int = 0
+    wants: int = 0
+    waiting: bool = False
+
+
+Taken = Callable[[CutRequest, Vector, float, int], None]
 
 
 class Handover:
-    """Thread-safe. ``taken`` is called from the training thread with each cut."""
+    """Thread-safe. ``taken`` is called from the training thread with each cut: what was asked for, the
+    parameters, their weight in tokens, and how many leased data blocks are behind them.
+    """
 
     def __init__(self, taken: Taken) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._taken = taken
+        self._data = LeaseQueue()
+        self._reads = self._waiting = self._void = False
+        self._blocks_a_step = 1
+        self.ask: Callable[[], None] = lambda: None
+        """Called from the training thread when it has no data left."""
         self._carries: list[Carry] = []
         self._request: CutRequest | None = None
         self._work = Work()
@@ -68,17 +95,37 @@ class Handover:
         with self._lock:
             if carry.origin is None:
                 self._carries = [carry]
-                self._work = replace(self._work, tokens=0.0, steps=0)
-                self._in_flight = 0.0
+                self._drop_work()
+                self._void = False
             else:
                 self._carries.append(carry)
             if carry.included:
                 self._in_flight = 0.0
+            self._lock.notify_all()
+
+    def leased(self, spans: tuple[Span, ...]) -> None:
+        """More data to train on."""
+        with self._lock:
+            self._data.lease(spans)
+            self._lock.notify_all()
+
+    def included(self, blocks: int) -> None:
+        """So many of our data blocks are in a commit."""
+        with self._lock:
+            self._data.included(blocks)
+
+    def revoked(self) -> None:
+        """Our data went to others: what was done since the last commit does not count. A reset follows."""
+        with self._lock:
+            self._data.revoke()
+            self._void = True
+            self._drop_work()
 
     def request(self, request: CutRequest) -> None:
         """Ask for a cut at the next boundary; a newer request replaces one not yet met."""
         with self._lock:
             self._request = request
+            self._lock.notify_all()
 
     def withdraw(self) -> CutRequest | None:
         """Take back the request that was not met, if there is one."""
@@ -98,9 +145,28 @@ class Handover:
 
     @property
     def idle_s(self) -> float:
-        """How long ago the last step ended, or training began."""
+        """How long ago the last step ended, or training began; 0 while it waits for data, at a boundary."""
         with self._lock:
+            if self._waiting:
+                return 0.0
             return time.monotonic() - (self._began if self._last_step is None else self._last_step)
+
+    @property
+    def demand(self) -> Demand:
+        """What to tell others of our data."""
+        with self._lock:
+            if not self._reads:
+                return Demand()
+            need = FIRST_LEASE
+            if self._work.step_s > 0:
+                need = self._blocks_a_step * (2 + int(min(HORIZON_S / self._work.step_s, MAX_LEASE)))
+            need, left = min(need, MAX_LEASE), self._data.left
+            return Demand(self._data.leased, need - left if 2 * left < need else 0, self._waiting)
+
+    def _drop_work(self) -> None:
+        self._work = replace(self._work, tokens=0.0, steps=0)
+        self._in_flight = 0.0
+        self._data.rewind()
 
     def begin(self) -> None:
         """Training begins now."""
@@ -113,6 +179,9 @@ class Handover:
         """One inner step is done."""
         now = time.monotonic()
         with self._lock:
+            done = self._data.done
+            self._data.stepped()
+            self._blocks_a_step = max(1, self._data.done - done)
             work, last = self._work, self._last_step
             self._last_step = now
             took_s = now - last if last is not None else 0.0
@@ -139,7 +208,9 @@ class Handover:
         with self._lock:
             carries, self._carries = self._carries, []
             request, self._request = self._request, None
-            weight = 0.0
+            if self._void or any(carry.origin is None for carry in carries):
+                self._drop_work()  # the step that just ended as well
+            weight, blocks = 0.0, self._data.done
             if request is not None:
                 weight = self._work.tokens + self._in_flight
                 self._in_flight = weight
@@ -150,7 +221,23 @@ class Handover:
         if carries:
             local = write(carries, local)
         if request is not None:
-            self._taken(request, local, weight)
+            self._taken(request, local, weight, blocks)
+
+    def next_block(self, wait_s: float) -> int | None:
+        """The position of the next data block to train on; None if none came within ``wait_s``, or if there
+        is something else to do at a boundary.
+        """
+        with self._lock:
+            self._reads = True
+            news = self._data.left == 0 and not self._waiting
+            self._waiting = self._data.left == 0
+        if news:
+            self.ask()
+        with self._lock:
+            self._lock.wait_for(lambda: self._data.left > 0 or self._carries or self._request, wait_s)
+            position = self._data.take()
+            self._waiting = position is None
+        return position
 
     def wait_first(self) -> list[Carry]:
         """The states that are there before training begins."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -71,12 +72,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Founding:
-    """What the first peer brings: recipe, tensors, initial parameters [n], and the run's files by name."""
+    """What the first peer brings: recipe, tensors, initial parameters [n], the run's files by name, and how
+    many blocks its data has, if it is to be leased.
+    """
 
     recipe: Recipe
     tensors: tuple[TensorSpec, ...]
     theta: Vector
     assets: Mapping[str, bytes]
+    blocks: int = 0
 
 
 class Node:
@@ -162,7 +166,8 @@ class Node:
         if await self.hub.ledger.read(1, 1):
             raise UsageError("this hub's run has begun already: join it with its invite instead of hosting")
         theta = founding.theta
-        genesis = genesis_of(self._invite.run, founding.recipe, founding.tensors, theta, WIRE)
+        recipe, blocks = founding.recipe, founding.blocks
+        genesis = genesis_of(self._invite.run, recipe, founding.tensors, theta, WIRE, blocks)
         blobs = [write_blob(self._store, name, raw) for name, raw in sorted(founding.assets.items())]
         record = Chain().next(self._place.identity.peer, replace(genesis, assets=tuple(blobs)))
         await self.hub.ledger.append(record, 0)
@@ -282,6 +287,7 @@ class Node:
 
     def _standing(self) -> Progress:
         work, base = self.actions.handover.work, self._base
+        demand = self.actions.handover.demand
         return Progress(
             peer=base.peer,
             session=base.session,
@@ -297,6 +303,9 @@ class Node:
             idle_s=self.actions.handover.idle_s,
             uplink=self.links.uplink,
             loss=work.loss,
+            leased=demand.leased,
+            wants=demand.wants,
+            waiting=demand.waiting,
             bytes_sent=self.links.bytes_sent + self.desk.bytes_sent,
             bytes_received=self.links.bytes_received + self.desk.bytes_received,
         )
@@ -367,6 +376,7 @@ class Node:
     async def train(self) -> None:
         """There is a model now: from here on this peer contributes, if it was to."""
         self.actions.handover.begin()
+        self.actions.handover.ask = functools.partial(_soon, asyncio.get_running_loop(), self.announce)
         self.core.trains = self._place.trains
         self.announce()
 
@@ -443,3 +453,9 @@ class Node:
     def _gone(self) -> Progress:
         progress = self.core.announcement(self._standing(), self._now())
         return replace(progress, phase="gone", held=())
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """From another thread; nothing once the loop has ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)

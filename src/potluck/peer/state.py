@@ -6,8 +6,10 @@ The shell runs these in one worker thread, the simulator inline.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from potluck.codecs import codec
 from potluck.errors import CorruptData, StoreError
@@ -32,6 +34,14 @@ class Missing(Exception):
         super().__init__(f"{len(self.digests)} pieces of content are missing")
 
 
+class Contribution(NamedTuple):
+    """A member's encoded part, with the tokens and the leased data blocks behind it."""
+
+    weight: float
+    raw: bytes
+    blocks: int = 0
+
+
 class PeerState:
     """Store and vectors of one peer in one run."""
 
@@ -41,8 +51,8 @@ class PeerState:
         self._parts = genesis.parts
         self._codec = codec(recipe.rounds.codec)
         self._outer = OuterOptimizer(recipe.outer)
-        self._inbox: dict[tuple[int, int, int, int], tuple[float, bytes]] = {}
-        self._weight = 0.0
+        self._inbox: dict[tuple[int, int, int, int], Contribution] = {}
+        self._weight, self._blocks = 0.0, 0
         self._member: tuple[int, int, int] | None = None
         self.plane: DataPlane | None = None
 
@@ -53,18 +63,25 @@ class PeerState:
 
     # -- the round in flight ---------------------------------------------------------------------
 
-    def cut(self, round_: int, attempt: int, index: int, local: Vector, weight: float) -> bool:
+    def cut(
+        self, round_: int, attempt: int, index: int, local: Vector, weight: float, blocks: int = 0
+    ) -> bool:
         """Encode the local progress; False if it is not finite (nothing is kept then)."""
         assert self.plane is not None, "only a peer with a state is a member"
         if not self.plane.cut(round_, attempt, local):
             return False
-        self._member, self._weight = (round_, attempt, index), weight
+        self._member, self._weight, self._blocks = (round_, attempt, index), weight, blocks
         return True
 
-    def contribution(self, round_: int, attempt: int, part: int) -> tuple[float, bytes] | None:
-        """Weight and bytes of our contribution of a part, while it is kept; None if no work is behind it."""
+    def contribution(self, round_: int, attempt: int, part: int) -> Contribution | None:
+        """Our contribution of a part, while it is kept; None if no work is behind it."""
         raw = self.plane.contribution(round_, attempt, part) if self.plane else None
-        return (self._weight, raw) if raw is not None and self._weight > 0 else None
+        return Contribution(self._weight, raw, self._blocks) if raw is not None and self._weight > 0 else None
+
+    def abandon(self) -> Vector:
+        """What was trained here since the last commit counts for nothing; returns the shared parameters."""
+        assert self.plane is not None, "there is a state to go back to"
+        return self.plane.abandon()
 
     def contribution_size(self, part: int) -> int | None:
         """Bytes of an encoded part, exactly; None if there is no such part."""
@@ -78,9 +95,9 @@ class PeerState:
         """Bytes of one whole contribution."""
         return sum(self.contribution_size(part) or 0 for part in range(self._parts))
 
-    def take(self, round_: int, attempt: int, part: int, index: int, weight: float, raw: bytes) -> None:
+    def take(self, round_: int, attempt: int, part: int, index: int, given: Contribution) -> None:
         """Keep another member's contribution until its part is reduced."""
-        self._inbox[round_, attempt, part, index] = (weight, raw)
+        self._inbox[round_, attempt, part, index] = given
 
     def reduce(
         self, round_: int, attempt: int, part: int, contributors: Sequence[int]
@@ -93,15 +110,17 @@ class PeerState:
             StoreError: the disk refuses.
         """
         assert self.plane is not None, "only a peer with a state is a member"
-        gathered = []
+        gathered, blocks = [], {}
         for index in contributors:
             found = self._inbox.get((round_, attempt, part, index))
             if found is None and self._member == (round_, attempt, index):
                 found = self.contribution(round_, attempt, part)
             if found is not None:
-                gathered.append((index, *found))
+                gathered.append((index, found.weight, found.raw))
+                blocks[index] = found.blocks
         raw, info, refused = self.plane.reduce(part, gathered)
         if info is not None:
+            info = replace(info, blocks=tuple((i, blocks[i]) for i, _ in info.contributors if blocks[i]))
             self.store.put(raw)
         return info, refused
 
@@ -179,8 +198,22 @@ class PeerState:
         return Snapshot(plane.round, plane.digest, blobs, "")
 
 
-def genesis_of(run: str, recipe: Recipe, tensors: Sequence[TensorSpec], theta: Vector, wire: int) -> Genesis:
-    """The first record of a run that starts from parameters ``theta`` [n]; momentum is zero."""
+def genesis_of(
+    run: str, recipe: Recipe, tensors: Sequence[TensorSpec], theta: Vector, wire: int, blocks: int = 0
+) -> Genesis:
+    """The first record of a run that starts from parameters ``theta`` [n]; momentum is zero.
+
+    ``blocks`` is how many blocks its data has, if it is leased.
+    """
     parts = max(1, min(max(recipe.rounds.parts, -(-theta.size // PART_VALUES)), theta.size))
     state = state_digest(0, theta, np.zeros_like(theta))
-    return Genesis(run, wire, recipe.to_toml(), tuple(tensors), parts, state)
+    return Genesis(
+        run,
+        wire,
+        recipe.to_toml(),
+        tuple(tensors),
+        parts,
+        state,
+        blocks=blocks,
+        epochs=recipe.end.epochs if blocks else 0,
+    )

@@ -6,7 +6,7 @@ The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from potluck.errors import ModelMismatch, RunOver, UsageError
 from potluck.peer.dataplane import Carry, Vector, carried
 from potluck.peer.handover import Handover
 from potluck.wire.records import TensorSpec
+
+WAIT_S = 0.2
+"""How long a trainer without data sleeps before it looks whether the run is over, in seconds."""
 
 
 class Trainer:
@@ -104,6 +107,21 @@ class Trainer:
         """A boundary: take new shared states in, and meet a request for a cut."""
         self._handover.exchange(self.read, self._take)
 
+    def blocks(self) -> Iterator[int]:
+        """Positions of the data leased to this peer, for ever; while there are none it waits, and goes on
+        taking part in rounds.
+
+        Raises:
+            RunOver: no more will come.
+        """
+        while True:
+            position = self._handover.next_block(WAIT_S)
+            if position is not None:
+                yield position
+            else:
+                self.meet()
+                self._check()
+
     # -- hooks -----------------------------------------------------------------------------------
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -125,6 +143,9 @@ class Trainer:
         if self._threads != self._handover.threads:
             self._threads = self._handover.threads
             torch.set_num_threads(self._threads)
+        self._check()
+
+    def _check(self) -> None:
         if self._handover.failure is not None:
             raise self._handover.failure
         if self._handover.over is not None:

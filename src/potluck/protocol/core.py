@@ -9,14 +9,37 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from potluck.protocol.catchup import NO_STATE, Catchup, chunks
-from potluck.protocol.effects import Announce, Append, Drop, Effect, Note, WriteSnapshot
+from potluck.protocol.effects import (
+    Announce,
+    Append,
+    Drop,
+    Effect,
+    Included,
+    Leased,
+    Note,
+    Revoked,
+    WriteSnapshot,
+)
 from potluck.protocol.exchange import Exchange
+from potluck.protocol.leases import count
+from potluck.protocol.leasing import lease_out
 from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
 from potluck.wire.messages import Answer, Phase, Progress, PushContribution
-from potluck.wire.records import Commit, Entry, Finish, Member, Open, PartInfo, Reassign, Snapshot, manifest
+from potluck.wire.records import (
+    Commit,
+    Entry,
+    Finish,
+    Grant,
+    Member,
+    Open,
+    PartInfo,
+    Reassign,
+    Snapshot,
+    manifest,
+)
 
 RANK_S = 0.7
 """Each further peer in line waits so much longer before it acts as steward, in seconds."""
@@ -72,6 +95,7 @@ class PeerCore:
         self._beat = 0
         self._caught_up = False
         self._times = Times(0.0, 0.0)
+        self._granted_at = 0.0
         self._due: tuple[object, float] = (None, 0.0)
         self._appending_until: float | None = None
         self._queue: list[Effect] = []
@@ -99,7 +123,11 @@ class PeerCore:
             self._named.update(info.digest for info in body.parts)
             self._retention.committed(body)
             self._times = Times(now, now)
+            if self.me in self.view.moved:
+                self._queue.append(Included(count(self.view.moved[self.me])))
             self._note(f"round {body.round} committed: {body.reason}")
+        elif isinstance(body, Grant):
+            self._granted(body, now)
         elif isinstance(body, Snapshot):
             self._recorded(body)
         elif isinstance(body, Finish):
@@ -123,6 +151,19 @@ class PeerCore:
         if self.exchange.index is not None and self.catchup.round != body.round - 1:
             self.exchange.cut_done(0)
         self._queue.append(Announce())
+
+    def _granted(self, body: Grant, now: float) -> None:
+        self._granted_at = now
+        if self.me in body.released:
+            self._queue.append(Revoked())
+            self._note(
+                "taken for gone: our data went to others, and what we trained since the last commit with it"
+            )
+        if self.me in self.view.moved:
+            self._queue.append(Leased(tuple(self.view.moved[self.me])))
+            self._queue.append(Announce())
+        if body.released:
+            self._note(f"data: {body.reason}")
 
     def _recorded(self, body: Snapshot) -> None:
         oldest = min(self.view.snapshots)
@@ -350,20 +391,26 @@ class PeerCore:
         return now + (TICK_S if busy else 1.0)
 
     def _govern(self, now: float) -> list[Effect]:
-        """Act as steward when it is our turn, and we hear the swarm."""
+        """Act as steward when it is our turn, and we hear the swarm: one that has just
+        come would take all it has not heard yet for gone.
+        """
         if self.swarm.deaf(now) and not self.over:
             self.reason = "the hub is away: training goes on, rounds wait"
+            return []
+        if not self.swarm.settled(now):
+            self.reason = "just come: listening for others before deciding anything"
             return []
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now),
             agree_on_snapshot(self.view, self.swarm, self._own, now),
+            lease_out(self.view, self.swarm, self._granted_at, now),
         ]
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)
         if decision is None:
             self._due = (None, now)
             return []
-        key = _key(decision)
+        key = _key(decision, self.view)
         if key != self._due[0]:
             self._due = (key, now)
         rank = self._rank(now)
@@ -384,7 +431,9 @@ class PeerCore:
         self._queue.append(Note(text))
 
 
-def _key(decision: Decision) -> object:
+def _key(decision: Decision, view: RunView) -> object:
     """What a decision is about, whatever its figures."""
     body = decision.body
+    if isinstance(body, Grant):
+        return "Grant", view.leases.grants if view.leases is not None else 0
     return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from potluck.protocol.leases import Span
 from potluck.wire.records import Body, Commit, Snapshot
 
 
@@ -91,6 +92,25 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Leased:
+    """These data blocks are ours to train on, after those that we have."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Included:
+    """So many of our data blocks, the oldest first, are in a commit."""
+
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """We were taken for gone: our data blocks went to others, and what we trained on them must not count."""
+
+
+@dataclass(frozen=True)
 class Announce:
     """Say at once what changed, rather than at the next beat."""
 
@@ -113,6 +133,9 @@ Effect = (
     | LoadSnapshot
     | WriteSnapshot
     | Drop
+    | Leased
+    | Included
+    | Revoked
     | Announce
     | Note
 )

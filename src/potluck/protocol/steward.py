@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from potluck.protocol.plan import assign, reassign
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView, fault
@@ -87,6 +89,8 @@ def agree_on_snapshot(
 def _end(view: RunView, rules: Rules) -> str | None:
     if rules.end_tokens and view.tokens >= rules.end_tokens:
         return f"{view.tokens:,} tokens trained, {rules.end_tokens:,} were asked for"
+    if view.leases is not None and view.leases.done:
+        return f"all {view.leases.end:,} blocks of the data are in the model, each once"
     if rules.end_rounds and view.round >= rules.end_rounds:
         return f"round {view.round} committed, the last one asked for"
     return None
@@ -100,7 +104,8 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
         return Decision(None, "waiting for a peer that trains")
     ready = [p for p in trainers if _ready(p, view.round, base)]
     done = sum(p.tokens for p in ready)
-    if done < rules.round_tokens or not ready:
+    rest = _used_up(view, trainers, done)
+    if (done < rules.round_tokens and not rest) or not ready:
         return Decision(
             None,
             f"{done:,.0f} of {rules.round_tokens:,} tokens done by {len(ready)} of {len(trainers)} peers",
@@ -109,7 +114,16 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
     if late and now - times.committed < SETTLE_S:
         return Decision(None, f"{', '.join(late)} still applying round {view.round}")
     reason = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {_names(ready)}"
+    if done < rules.round_tokens:
+        reason = f"the data is used up: the last {done:,.0f} tokens, done by {_names(ready)}"
     return Decision(_open(view, ready, base, rules, reason), reason)
+
+
+def _used_up(view: RunView, trainers: Sequence[Progress], done: float) -> bool:
+    """Whether all who train have come to the end of the data: no more tokens will come."""
+    leases = view.leases
+    ended = leases is not None and leases.free == 0 and all(p.waiting for p in trainers)
+    return ended and done > 0
 
 
 def _ready(progress: Progress, round_: int, base: str | None) -> bool:
@@ -208,12 +222,15 @@ def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swa
             losses.append((progress.loss, weight))
     loss = sum(value * w for value, w in losses) / sum(w for _, w in losses) if losses else None
     reason = f"all {len(infos)} parts held by {'two members' if need == 2 else 'the only member left'}"
+    blocks = {index: n for info in infos for index, n in info.blocks if index in weights and n}
+    infos = tuple(replace(info, blocks=()) for info in infos)
     missing = [m for index, m in enumerate(open_.members) if index not in weights]
     if missing:
         lost = [f"{swarm.name(m)} ({'late' if swarm.lives(m, now) else 'gone'})" for m in missing]
         reason += f"; without {', '.join(lost)}"
     tokens = min(int(sum(weights.values())), MAX_WEIGHT)
-    body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000])
+    counted = tuple(sorted(blocks.items()))
+    body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000], counted)
     return Decision(body, reason)
 
 

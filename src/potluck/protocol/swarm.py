@@ -35,6 +35,7 @@ class Swarm:
         self._heard: dict[str, Heard] = {}
         self._alive: tuple[float, list[Progress]] | None = None
         self._echoed: float | None = None
+        self._first_echo: float | None = None
 
     def echo(self, now: float) -> bool:
         """Our own announcement came back; whether that took so long that others could not be heard."""
@@ -44,12 +45,18 @@ class Swarm:
             for heard in self._heard.values():
                 if before - heard.at < EXPIRY_S:
                     heard.at = now
+        if self._first_echo is None:
+            self._first_echo = now
         self._echoed, self._alive = now, None
         return gap
 
     def deaf(self, now: float) -> bool:
         """Whether nobody could be heard lately, if they spoke."""
         return self._echoed is not None and now - self._echoed > GAP_S
+
+    def settled(self, now: float) -> bool:
+        """Whether we have listened for so long that whoever is there was heard."""
+        return self._first_echo is not None and now - self._first_echo >= EXPIRY_S
 
     def hear(self, progress: Progress, now: float) -> bool:
         """Take an announcement in; False when a newer one of that peer is here already."""

@@ -7,16 +7,20 @@ hostile writer can waste a sequence number, and nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from potluck.errors import CorruptData
+from potluck.protocol.leases import Leases, Span
 from potluck.wire.codec import WIRE
 from potluck.wire.records import (
     Commit,
     Entry,
     Finish,
     Genesis,
+    Grant,
     Member,
+    Move,
     Open,
     PartInfo,
     Reassign,
@@ -64,6 +68,9 @@ class RunView:
         self.reopened = 0
         self.loss: float | None = None
         self.finished: Finish | None = None
+        self.leases: Leases | None = None
+        self.moved: dict[Member, list[Span]] = {}
+        """What the last grant leased, or the last commit included, by member."""
 
     def follow(self, entry: Entry) -> str | None:
         """Fold one record in; returns why it was skipped, if it was."""
@@ -76,6 +83,8 @@ class RunView:
             return self._genesis(body)
         if self.genesis is None:
             return "it comes before the genesis"
+        if isinstance(body, Move):
+            return None  # where the log is kept is the hubs' business: the run goes on as it was
         if self.finished is not None and not isinstance(body, Snapshot):
             return "the run is over"
         if isinstance(body, Open):
@@ -84,6 +93,8 @@ class RunView:
             return self._reassign(body)
         if isinstance(body, Commit):
             return self._commit(body)
+        if isinstance(body, Grant):
+            return self._grant(body)
         if isinstance(body, Snapshot):
             return self._snapshot(body)
         self.finished, self.open = body, None
@@ -95,6 +106,8 @@ class RunView:
         if body.wire != WIRE:
             return f"it is of wire version {body.wire}, and this release speaks {WIRE}"
         self.genesis = body
+        if body.blocks:
+            self.leases = Leases(body.blocks, body.epochs)
         return None
 
     def _open(self, body: Open) -> str | None:
@@ -132,12 +145,33 @@ class RunView:
         unfit = next(filter(None, (fault(info, len(self.open.members)) for info in body.parts)), None)
         if unfit:
             return unfit
+        counted = [index for index, _ in body.blocks]
+        if counted != sorted(set(counted)) or not set(counted) <= contributors(body.parts):
+            return f"it counts data blocks of {counted}: not its contributors, each once"
+        self.moved = {}
+        if self.leases is not None:
+            members = self.open.members
+            self.moved = {members[i]: self.leases.include(members[i], n) for i, n in body.blocks}
         self.commits[body.round] = body
         self.members[body.round] = self.open.members
         self.last_plan = {p: self.open.members[m] for p, m in enumerate(self.open.reducers)}
         self.round, self.open = body.round, None
         self.tokens += body.tokens
         self.loss = body.loss if body.loss is not None else self.loss
+        return None
+
+    def _grant(self, body: Grant) -> str | None:
+        if self.leases is None:
+            return "this run leases no data"
+        named = [*body.released, *(member for member, _ in body.leased)]
+        if len(set(named)) != len(named) or not named:
+            return "it does not name each member once"
+        if self.open is not None and any(self.open.index(m) is not None for m in body.released):
+            return "it releases a member of the open round, whose work may be in the next commit"
+        for member in body.released:
+            self.leases.release(member)
+        self.moved = {member: self.leases.lease(member, wanted) for member, wanted in body.leased}
+        self.leases.grants += 1
         return None
 
     def _snapshot(self, body: Snapshot) -> str | None:
@@ -157,6 +191,11 @@ class RunView:
         for round_ in [r for r in self.commits if r <= oldest]:
             del self.commits[round_], self.members[round_]
         return None
+
+
+def contributors(parts: Iterable[PartInfo]) -> set[int]:
+    """Indices of the members that are in any of these parts."""
+    return {index for info in parts for index, _ in info.contributors}
 
 
 def fault(info: PartInfo, members: int) -> str | None:

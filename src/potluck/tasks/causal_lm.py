@@ -16,7 +16,16 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from potluck.data.tokens import Tokens, bits_per_byte, heldout_batches, read_tokenizer, token_kind, windows
+from potluck.data.blocks import blocks_of, samples_of
+from potluck.data.tokens import (
+    Tokens,
+    bits_per_byte,
+    heldout_batches,
+    read_tokenizer,
+    rows,
+    token_kind,
+    windows,
+)
 from potluck.errors import CorruptData, RecipeError, StoreError, UsageError
 from potluck.recipe import Inner, Recipe, check_config
 
@@ -59,6 +68,7 @@ class CausalLM:
         self.config = _config(assets["config.json"], recipe.task.context)
         vocab = self.tokenizer.get_vocab_size()
         self._train = _tokens(assets["train.bin"], vocab, "train.bin")
+        self._rows = rows(self._train, recipe.task.context)
         self._heldout = _tokens(assets["heldout.bin"], vocab, "heldout.bin")
         self._heldout_bytes = _heldout_bytes(assets["meta.json"])
 
@@ -90,14 +100,25 @@ class CausalLM:
                 raise RecipeError(f"transformers can't make the recipe's model: {error}") from error
         return model.float()
 
-    def batches(self, seed: int) -> Iterator[Batch]:
-        """Endless training batches: ``input_ids`` and ``labels``, both ``[batch, context]``.
+    @property
+    def blocks(self) -> int:
+        """Batches in an epoch of the training text."""
+        return blocks_of(len(self._rows), self.recipe.task.batch)
 
-        Peers take different seeds, and so different windows of the same text.
+    def batches(self, positions: Iterable[int]) -> Iterator[Batch]:
+        """The batches at these positions of the data: ``input_ids`` and ``labels``, ``[batch, context]``.
+
+        In an epoch every window of the text comes once; its last batch may be smaller.
         """
         task = self.recipe.task
-        rng = np.random.default_rng(seed)
-        for ids in windows(self._train, task.context, task.batch, rng):
+        for position in positions:
+            numbers = samples_of(position, len(self._rows), task.batch, self.recipe.data.seed)
+            yield _batch(self._rows[numbers].astype(np.int64))
+
+    def random_batches(self, seed: int) -> Iterator[Batch]:
+        """Endless batches of windows drawn at random, to train without a run: ``[batch, context]`` each."""
+        task = self.recipe.task
+        for ids in windows(self._train, task.context, task.batch, np.random.default_rng(seed)):
             yield _batch(ids)
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.AdamW:

@@ -6,7 +6,7 @@ with what was committed, progress where it is made, content where it lies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from potluck.codecs import codec
 from potluck.peer.dataplane import Vector, part_bounds
-from potluck.protocol.view import RunView
+from potluck.protocol.leases import Span
+from potluck.protocol.view import RunView, contributors
 from potluck.wire.records import Commit, Member
 
 Exact = NDArray[np.float64]
@@ -40,10 +41,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Given:
-    """What a member sent for one attempt of one round: its weight, and the encoded parts."""
+    """What a member sent for one attempt of one round: its weight, the encoded parts, and the positions of
+    the data that it trained on for it.
+    """
 
     weight: float
     encoded: tuple[bytes, ...]
+    data: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Referee:
         self._states: dict[int, str] = {}
         self._given: dict[tuple[int, int], dict[Member, Given]] = {}
         self._largest = np.zeros(parts)
+        self.data: set[int] = set()
+        """Positions of the data that are in the model."""
 
     # -- progress --------------------------------------------------------------------------------
 
@@ -130,21 +136,40 @@ class Referee:
             self._fail(f"{name} has state {state[:8]} after round {round_}, others {known[:8]}")
 
     def committed(
-        self, now: float, commit: Commit, members: tuple[Member, ...], raws: Sequence[bytes | None]
+        self,
+        now: float,
+        commit: Commit,
+        members: tuple[Member, ...],
+        raws: Sequence[bytes | None],
+        data: Mapping[Member, Sequence[Span]],
     ) -> None:
-        """A commit is in the ledger, and these are its parts' bytes, wherever they lie."""
+        """A commit is in the ledger. These are its parts' bytes, wherever they lie, and the positions of the
+        data that it says are in the model now, by member.
+        """
         if commit.round in self.commits:
             return
         if commit.round != max(self.commits, default=0) + 1:
             self._fail(f"round {commit.round} is committed after round {max(self.commits, default=0)}")
         self.commits[commit.round] = Seen(now, commit, members)
         given = self._given.get((commit.round, commit.attempt), {})
+        for index in sorted(contributors(commit.parts)):
+            self._trained(commit, members[index], given.get(members[index]), data.get(members[index], ()))
         for part, raw in enumerate(raws):
             if raw is None:
                 self._fail(f"round {commit.round} part {part} is committed, and nobody has it")
             else:
                 self._reduced(commit, part, raw, [(m, given[m]) for m in members if m in given], members)
         self._given = {key: value for key, value in self._given.items() if key[0] > commit.round}
+
+    def _trained(self, commit: Commit, member: Member, given: Given | None, spans: Sequence[Span]) -> None:
+        """Invariant 2: what a contributor trained on is what the ledger says, and is in the model once."""
+        said = [position for span in spans for position in range(*span)]
+        if given is not None and said != list(given.data):
+            self._fail(f"round {commit.round} has data {said} of {member.peer[:4]}, it gave {given.data}")
+        twice = self.data.intersection(said)
+        if twice:
+            self._fail(f"round {commit.round} has data of {member.peer[:4]} a second time: {sorted(twice)}")
+        self.data.update(said)
 
     def _reduced(
         self,

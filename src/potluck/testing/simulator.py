@@ -17,7 +17,8 @@ from potluck.peer.dataplane import Vector
 from potluck.peer.state import genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
-from potluck.recipe import Outer, Recipe, Rounds
+from potluck.protocol.swarm import GAP_S
+from potluck.recipe import Data, End, Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
 from potluck.testing.referee import InvariantBroken, Referee
 from potluck.testing.world import SimPeer
@@ -41,8 +42,9 @@ RECONNECT_S = 2.5
 class World:
     """How unkind the world is. Rates are per simulated minute, delays in seconds.
 
-    ``divergences`` are models that become NaN, ``stalls`` trainers that stand still while their network goes
-    on, ``torn`` files that disappear. ``learning`` is how much a step changes a model.
+    The data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever). ``divergences`` are models
+    that become NaN, ``stalls`` trainers that stand still while their network goes on, ``torn`` files that
+    disappear. ``learning`` is how much a step changes a model.
     """
 
     peers: int = 4
@@ -63,6 +65,8 @@ class World:
     outer: str = "nesterov"
     codec: str = "int8"
     bound_s: float = 45.0
+    blocks: int = 500
+    epochs: int = 0
 
 
 @dataclass
@@ -95,6 +99,8 @@ class Simulation:
         self.cut_off: set[frozenset[str]] = set()
         self.recipe = Recipe(
             outer=Outer(kind=world.outer),
+            data=Data(samples=world.blocks, block=1),
+            end=End(epochs=world.epochs),
             rounds=Rounds(
                 tokens=world.round_tokens, codec=world.codec, grace_s=3.0, snapshot_every=3, parts=5
             ),
@@ -103,7 +109,7 @@ class Simulation:
         self._count = 0
         self._born = 0
         self.referee = Referee(SIZE, self.recipe.rounds.parts, world.codec, self.fail)
-        self._commit_seen = 0.0
+        self._commit_seen = self._hub_left = 0.0
         self._announced: dict[str, set[str]] = {}
         self.deciding: set[str] = set()
         self.reassigned: set[int] = set()
@@ -150,7 +156,7 @@ class Simulation:
     def _found(self) -> None:
         """The first peer writes the genesis and brings the initial state."""
         theta = np.random.default_rng(self.seed).standard_normal(SIZE).astype(np.float32)
-        genesis = genesis_of("sim", self.recipe, TENSORS, theta, WIRE)
+        genesis = genesis_of("sim", self.recipe, TENSORS, theta, WIRE, self.world.blocks)
         self.ledger.append(Chain().next("0" * 64, genesis))
         self.spawn(MemoryStore(), theta)
 
@@ -254,7 +260,7 @@ class Simulation:
 
     def hub_away(self, seconds: float) -> None:
         """The hub is away for a while: no announcement and no record gets through."""
-        self.hub_up = False
+        self.hub_up, self._hub_left = False, self.now
         for peer in self.living():
             if peer.steady_since > self.now - STEADY_S:
                 peer.steady_since = float("inf")
@@ -263,9 +269,11 @@ class Simulation:
     def _hub_back(self) -> None:
         self.hub_up = True
         self._commit_seen = self.now
+        # Who is back at once after a short outage hears itself throughout, and not those who come back later.
+        short = self.now - self._hub_left < GAP_S + 1
         for peer in self.living():
             peer.hub_from = self.now + self.random.uniform(0.0, RECONNECT_S)
-            if not peer.paused and peer.steady_since > self.now:
+            if not peer.paused and (short or peer.steady_since > self.now):
                 peer.steady_since = peer.hub_from
 
     def _some_torn_file(self) -> None:
@@ -295,7 +303,7 @@ class Simulation:
                 self._check_held(body, view.members[body.round])
             stores = [p.store for p in self.living()]
             raws = [next(filter(None, (s.get(i.digest) for s in stores)), None) for i in body.parts]
-            self.referee.committed(self.now, body, view.members[body.round], raws)
+            self.referee.committed(self.now, body, view.members[body.round], raws, view.moved)
 
     def _check_held(self, commit: Commit, members: tuple[Member, ...]) -> None:
         """Two members held every part, unless for want of a second one that everybody has heard lately."""
@@ -307,7 +315,8 @@ class Simulation:
     def _check_progress(self) -> None:
         """Invariant 5: with the hub there and one peer that steps, rounds commit within a bounded time."""
         training = [p for p in self.living() if p.core.phase == "training" and p.steps]
-        if not self.hub_up or not training:
+        finished = any(p.core.view.finished for p in self.living())
+        if not self.hub_up or not training or finished:
             self._commit_seen = max(self._commit_seen, self.now)
         waited_s = self.now - self._commit_seen
         self.outcome.longest_s = max(self.outcome.longest_s, waited_s)
@@ -321,6 +330,11 @@ class Simulation:
     def _check_end(self) -> None:
         """After calm everybody is at the head and trains."""
         head = max(p.core.view.round for p in self.living())
+        view = next(p.core.view for p in self.living() if p.core.view.round == head)
+        data = range(self.world.blocks * self.world.epochs)
+        if view.finished is not None and self.referee.data != set(data):
+            missing = sorted(set(data) - self.referee.data)
+            self.fail(f"the run is over, and positions {missing} of the data are not in the model")
         for peer in self.living():
             core = peer.core
             if core.catchup.round < head - 1 or core.phase != "training":

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from potluck.data.leases import LeaseQueue
 from potluck.peer.dataplane import Carry, Vector, carried
-from potluck.peer.state import Missing, PeerState
+from potluck.peer.state import Contribution, Missing, PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Announce,
@@ -19,9 +20,12 @@ from potluck.protocol.effects import (
     Drop,
     Effect,
     Fetch,
+    Included,
+    Leased,
     LoadSnapshot,
     Note,
     Reduce,
+    Revoked,
     SendContribution,
     SendResult,
     WriteSnapshot,
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
 
 STEP_S = 0.5
+BLOCK_TOKENS = 10
+LEASE = 40
 SILENCE_S = 4.0
 WAKE_S = 0.02
 
@@ -54,10 +60,12 @@ class SimPeer:
         self._held_back: list[Callable[[], None]] = []
         self._tokens = 0.0
         self._in_flight = 0.0
+        self._data = LeaseQueue()
         self._local: Vector | None = None
         self._shared: Vector
         self._diverged = False
         self._stalled_until = 0.0
+        self._waiting = False
         self._stepped_at = sim.now
         self._carries: list[Carry] = []
         self._cut: tuple[int, int] | None = None
@@ -115,8 +123,11 @@ class SimPeer:
             name=self.name,
             since=int(self.me.session, 16),
             tokens=self._tokens,
+            leased=self._data.leased,
+            wants=max(0, LEASE - self._data.left) if 2 * self._data.left < LEASE else 0,
+            waiting=self._waiting,
             step_s=STEP_S,
-            idle_s=self.sim.now - self._stepped_at,
+            idle_s=0.0 if self._waiting else self.sim.now - self._stepped_at,
             loss=loss,
         )
         self.sim.broadcast(self.core.announcement(base, self.sim.now))
@@ -169,17 +180,31 @@ class SimPeer:
         if self._local is not None:
             self._boundary()
         if self._local is not None:
-            before = self._local.astype(np.float64)
-            noise = self._rng.standard_normal(self._local.size).astype(np.float32)
-            self._local = self._local + np.float32(self.sim.world.learning) * (noise - self._local)
-            self._tokens += self._speed * STEP_S
-            self.sim.referee.steps(self.me, self._local - before, self._speed * STEP_S)
+            self._learn()
+
+    def _learn(self) -> None:
+        """Train on the data blocks of one step, as many as there are."""
+        assert self._local is not None
+        blocks = max(1, round(self._speed * STEP_S / BLOCK_TOKENS))
+        taken = sum(self._data.take() is not None for _ in range(blocks))
+        was, self._waiting = self._waiting, not taken
+        if self._waiting:
+            if not was:
+                self._announce()
+            return
+        before, tokens = self._local.astype(np.float64), float(BLOCK_TOKENS * taken)
+        noise = self._rng.standard_normal(self._local.size).astype(np.float32)
+        self._local = self._local + np.float32(self.sim.world.learning) * (noise - self._local)
+        self._data.stepped()
+        self._tokens += tokens
+        self.sim.referee.steps(self.me, self._local - before, tokens)
 
     def _take(self, carry: Carry) -> None:
         """A new shared state is here; the model gets it at the next boundary."""
         if carry.origin is None:
             self._carries, self._local = [], None
             self._tokens = self._in_flight = 0.0
+            self._data.rewind()
             self.sim.referee.begins(self.me)
         elif carry.included:
             self._in_flight = 0.0
@@ -219,11 +244,12 @@ class SimPeer:
         if self.core.catchup.round != key[0] - 1:
             return
         local = self._local * np.float32("nan") if self._diverged else self._local
-        if self._state.cut(*key, exchange.index, local, weight):
+        trained = self._data.trained()
+        if self._state.cut(*key, exchange.index, local, weight, len(trained)):
             self._in_flight, self._tokens = weight, 0.0
             found = [self._state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
             if weight > 0:
-                given = Given(weight, tuple(raw for _, raw in filter(None, found)))
+                given = Given(weight, tuple(part.raw for part in filter(None, found)), tuple(trained))
                 self.sim.referee.cut(self.me, key, given)
             self.core.cut_done(*key, weight)
         else:
@@ -274,6 +300,14 @@ class SimPeer:
                 self._write_snapshot(effect)
             case Drop():
                 self.store.keep_only(self.store.digests() - effect.digests)
+            case Leased():
+                self._data.lease(effect.spans)
+            case Included():
+                self._data.included(effect.blocks)
+            case Revoked():
+                self._data.revoke()
+                if self._state is not None and self._state.plane is not None:
+                    self._take(Carry(self._state.abandon(), None))
             case Announce():
                 self._announce()
             case Note():
@@ -355,15 +389,14 @@ class SimPeer:
     def _send_contribution(self, effect: SendContribution) -> None:
         assert self._state is not None
         where = (effect.round, effect.attempt, effect.part)
-        found = self._state.contribution(*where)
-        weight, raw = found if found is not None else (0.0, b"")
-        push = PushContribution(*where, weight, len(raw))
+        given = self._state.contribution(*where) or Contribution(0.0, b"")
+        push = PushContribution(*where, given.weight, len(given.raw), given.blocks)
 
         def answered(reply: object) -> None:
             answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
             self.core.sent(*where, effect.to, None, answer, self.sim.now)
 
-        self._request(effect.to, lambda peer: peer.take_contribution(push, self.me, raw), answered)
+        self._request(effect.to, lambda peer: peer.take_contribution(push, self.me, given.raw), answered)
 
     def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
         """Another member's contribution came, as large as its part, or empty if there will be none."""
@@ -376,7 +409,7 @@ class SimPeer:
         if answer.ok and self.core.exchange is not None:
             index = self.core.exchange.members.index(member)
             where = (push.round, push.attempt, push.part, index)
-            self._state.take(*where, push.weight, raw)
+            self._state.take(*where, Contribution(push.weight, raw, push.blocks))
             self.poll()
         return answer
 

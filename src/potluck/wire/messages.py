@@ -9,6 +9,9 @@ from msgspec import Meta, Struct
 from potluck.wire.codec import WIRE
 from potluck.wire.records import Count, Digest, Member, PartInfo, PeerId, Reason
 
+MAX_WANTS = 1 << 20
+"""More data blocks than anybody needs at a time."""
+
 Phase = Literal["joining", "training", "following", "leaving", "gone"]
 
 
@@ -20,7 +23,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``idle_s`` is how long ago the
     last step ended; ``uplink`` is in bytes/s, 0 while unknown. ``held`` lists the results held of
     ``attempt`` of the open round, ``snapshots`` the manifests held by round, ``parts_from`` the first round
-    whose parts are still kept.
+    whose parts are still kept. ``leased`` counts the data blocks ever leased to this life, as far as it
+    knows, ``wants`` how many more it could do with; ``waiting``: it has none left to train on.
     """
 
     wire: int = WIRE
@@ -42,6 +46,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     idle_s: float = 0.0
     uplink: float = 0.0
     loss: float | None = None
+    leased: Count = 0
+    wants: Annotated[int, Meta(ge=0, le=MAX_WANTS)] = 0
+    waiting: bool = False
     attempt: int = 0
     held: Annotated[tuple[PartInfo, ...], Meta(max_length=65_536)] = ()
     snapshots: Annotated[dict[int, Digest], Meta(max_length=64)] = {}
@@ -65,13 +72,17 @@ class Hello(Struct, frozen=True, tag=True):
 
 
 class PushContribution(Struct, frozen=True, tag=True):
-    """A member's encoded pseudo-gradient of one part; ``size`` bytes follow."""
+    """A member's encoded pseudo-gradient of one part; ``size`` bytes follow.
+
+    ``weight`` is in tokens; ``blocks`` counts the leased data blocks in it.
+    """
 
     round: Count
     attempt: Count
     part: Count
     weight: float
     size: Count
+    blocks: Count = 0
 
 
 class PushResult(Struct, frozen=True, tag=True):

@@ -64,13 +64,15 @@ class Member(Struct, frozen=True, order=True):
 class PartInfo(Struct, frozen=True):
     """The reduced result of one part: its bytes by digest, and who is in it with what weight (tokens).
 
-    ``contributors`` holds indices into the round's members, ascending, with the weight of each.
+    ``contributors`` holds indices into the round's members, ascending, with the weight of each, ``blocks``
+    the number of leased data blocks behind each contribution that has any.
     """
 
     part: Count
     digest: Digest
     size: Count
     contributors: Annotated[tuple[tuple[Count, float], ...], Meta(max_length=20_000)]
+    blocks: Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=20_000)] = ()
 
     @property
     def weight(self) -> float:
@@ -79,7 +81,10 @@ class PartInfo(Struct, frozen=True):
 
 
 class Genesis(Struct, frozen=True, tag=True):
-    """The first record: everything that defines the run, by value or by digest."""
+    """The first record: everything that defines the run, by value or by digest.
+
+    The data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); with none it is not leased.
+    """
 
     run: Annotated[str, Meta(max_length=64)]
     wire: int
@@ -88,6 +93,8 @@ class Genesis(Struct, frozen=True, tag=True):
     parts: Annotated[int, Meta(ge=1, le=65_536)]
     state: Digest
     assets: tuple[Blob, ...] = ()
+    blocks: Count = 0
+    epochs: Count = 0
 
 
 class Open(Struct, frozen=True, tag=True):
@@ -116,13 +123,28 @@ class Reassign(Struct, frozen=True, tag=True):
 
 
 class Commit(Struct, frozen=True, tag=True):
-    """A round is done: one result per part. ``tokens`` counts each contributor once."""
+    """A round is done: one result per part. ``tokens`` counts each contributor once.
+
+    ``blocks`` says for each contributor how many of the blocks leased to it, the oldest first, are now in the
+    model.
+    """
 
     round: Count
     attempt: Count
     parts: Annotated[tuple[PartInfo, ...], Meta(min_length=1, max_length=65_536)]
     tokens: Count
     loss: float | None
+    reason: Reason
+    blocks: Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=20_000)] = ()
+
+
+class Grant(Struct, frozen=True, tag=True):
+    """Data blocks change hands: those of ``released`` members are free again, then each of ``leased`` gets so
+    many of the free ones, the oldest first. Which ones follows from the ledger alone.
+    """
+
+    released: Annotated[tuple[Member, ...], Meta(max_length=20_000)]
+    leased: Annotated[tuple[tuple[Member, Count], ...], Meta(max_length=20_000)]
     reason: Reason
 
 
@@ -142,13 +164,25 @@ class Finish(Struct, frozen=True, tag=True):
     reason: Reason
 
 
+class Move(Struct, frozen=True, tag=True):
+    """The log goes on in another engine: the last record of the old one, and the same in the new.
+
+    ``engine`` is the number of the new one. Hubs go by it only if the run's authority signed it for its
+    place: ``sequence`` and the hash of the record before (see ``move_said``).
+    """
+
+    engine: Count
+    signature: Annotated[bytes, Meta(max_length=64)]
+    reason: Reason
+
+
 class Unreadable(Struct, frozen=True, tag=True):
     """What stands in the ledger and is no record: garbage, or a later release's. Everybody skips it."""
 
     reason: Reason
 
 
-Body = Genesis | Open | Reassign | Commit | Snapshot | Finish | Unreadable
+Body = Genesis | Open | Reassign | Commit | Grant | Snapshot | Finish | Move | Unreadable
 
 
 class Record(Struct, frozen=True):
@@ -202,6 +236,11 @@ class Chain:
 def canonical(value: object) -> bytes:
     """Deterministic bytes of any wire value, for digests."""
     return msgspec.msgpack.encode(value, order="deterministic")
+
+
+def move_said(run: str, engine: int, sequence: int, previous: str) -> bytes:
+    """What the run's authority signs in a ``Move`` at ``sequence``."""
+    return canonical(("potluck move", run, engine, sequence, previous))
 
 
 def manifest(snapshot: Snapshot) -> str:
