@@ -9,11 +9,11 @@ from tests.integration.swarm import Swarm
 
 
 @pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Callable[[int], Swarm]]:
+def swarm(tmp_path: Path) -> Iterator[Callable[..., Swarm]]:
     started: list[Swarm] = []
 
-    def start(rounds: int) -> Swarm:
-        started.append(Swarm(tmp_path, rounds))
+    def start(rounds: int, hub: str = "") -> Swarm:
+        started.append(Swarm(tmp_path, rounds, hub))
         return started[-1]
 
     yield start

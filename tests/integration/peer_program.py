@@ -1,4 +1,4 @@
-"""One peer as a user would write it: ``python peer_program.py host|join DIRECTORY NAME [INVITE]``.
+"""One peer as a user would write it: ``python peer_program.py host|join DIRECTORY NAME ROUNDS|INVITE [HUB]``.
 
 Prints the invite (host), then a JSON line for each event, and at the end the state.
 """
@@ -40,7 +40,8 @@ def main() -> None:
     trained = model()
     options = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
-        run = potluck.host(recipe(int(rest[0])), trained, **options)
+        rounds, *hub = rest
+        run = potluck.host(recipe(int(rounds)), trained, hub="".join(hub), **options)
         say(invite=run.invite)
     else:
         run = potluck.join(rest[0], trained, **options)

@@ -82,12 +82,12 @@ class Peer:
 class Swarm:
     """A hub, peers, and an observer in this process that follows the run."""
 
-    def __init__(self, directory: Path, rounds: int) -> None:
+    def __init__(self, directory: Path, rounds: int, hub: str = "") -> None:
         self.directory = directory
         self.peers: dict[str, Peer] = {}
         self.events: list[tuple[float, str]] = []
         self._lock = threading.Condition()
-        self.peers["p1"] = Peer("host", str(directory / "p1"), "p1", str(rounds))
+        self.peers["p1"] = Peer("host", str(directory / "p1"), "p1", str(rounds), *([hub] if hub else []))
         self.invite: str = self.peers["p1"].wait("invite", 60)["invite"]
         self.observer = potluck.join(
             self.invite,
