@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from potluck.errors import InviteError, LedgerConflict, LedgerUnavailable, Refused, Unreachable
+from potluck.errors import InviteError, LedgerUnavailable, Refused, Unreachable
 from potluck.hub import client as client_module
 from potluck.hub.between import parse_token, token_text
 from potluck.hub.client import HubClient
-from potluck.hub.ledger import Ledger
 from potluck.hub.service import TOKEN_FILE, Enlistment, Hub
 from potluck.identity import Identity
 from potluck.wire.invite import Invite
@@ -24,8 +23,7 @@ from potluck.wire.records import Chain, Finish, Move
 
 from .support import progress
 from .test_hub import DEADLINE_S, HOST, Changes, member, other_tasks
-
-AUTHOR = "ab" * 32
+from .writer import AUTHOR, whole, writing
 
 
 def helper(directory: Path, hub: Hub, seat: int = 0) -> Hub:
@@ -67,58 +65,6 @@ async def three(directory: Path) -> AsyncIterator[Three]:
     finally:
         for number in sorted(hubs.hubs, reverse=True):
             await hubs.end(number)
-
-
-class Writer:
-    """Appends records to a ledger until told, whatever becomes of its hubs."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.chain = Chain()
-        self.acknowledged: dict[int, bytes] = {}
-        self.news = asyncio.Event()
-
-    async def run(self) -> None:
-        while True:
-            raw = self.chain.next(AUTHOR, Finish(self.chain.sequence, "x"))
-            try:
-                sequence = await self.ledger.append(raw, self.chain.sequence)
-                self.acknowledged[sequence] = raw
-            except (LedgerConflict, LedgerUnavailable):
-                pass
-            await self.ledger.changed(0.02)  # a pace that leaves room for others on a small machine
-            with contextlib.suppress(LedgerUnavailable):
-                for sequence, found in await self.ledger.read(self.chain.sequence + 1):
-                    self.chain.follow(sequence, found)
-                    self.news.set()
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while not holds():
-                self.news.clear()
-                await self.news.wait()
-
-
-@contextlib.asynccontextmanager
-async def writing(ledger: Ledger) -> AsyncIterator[Writer]:
-    writer = Writer(ledger)
-    task = asyncio.create_task(writer.run())
-    try:
-        await writer.until(lambda: writer.chain.sequence >= 5)
-        yield writer
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def whole(ledger: Ledger) -> tuple[Chain, list[bytes]]:
-    chain, found = Chain(), []
-    while batch := await ledger.read(chain.sequence + 1):
-        for sequence, raw in batch:
-            chain.follow(sequence, raw)
-            found.append(raw)
-    return chain, found
 
 
 def test_a_run_moves_to_three_hubs_while_it_goes_on(tmp_path):

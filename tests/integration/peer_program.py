@@ -3,6 +3,7 @@ or ``resume SOURCE NAME [DIRECTORY]``.
 
 epochs=N: the data is shared out and the run ends with it; else every peer draws its own for ever.
 pace=S: seconds between steps. clock=S: this machine's clock is so many seconds off. archive=URL: as ``Keep``.
+hub=INVITE: of a hub that runs already.
 
 Prints the invite (host, resume), then a JSON line for each event, and at the end the state.
 """
@@ -61,7 +62,7 @@ def say(**fields: object) -> None:
 
 def main() -> None:
     what, directory, name, *rest = sys.argv[1:]
-    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0", "archive": ""} | dict(
+    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0", "archive": "", "hub": ""} | dict(
         o.split("=") for o in rest[1:]
     )
     epochs, pace_s = int(options["epochs"]), float(options["pace"])
@@ -70,7 +71,7 @@ def main() -> None:
     place = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
         keep = potluck.Keep(archive=options["archive"])
-        run = potluck.host(recipe(int(rest[0]), epochs), trained, keep=keep, **place)
+        run = potluck.host(recipe(int(rest[0]), epochs), trained, keep=keep, hub=options["hub"], **place)
         say(invite=run.invite)
     elif what == "resume":
         place["directory"] = rest[0] if rest else None

@@ -185,6 +185,17 @@ def _part(home: Path, name: str, machine: Machine, *, trains: bool) -> Any:
 @command
 def hub(
     out: Output,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="[add|token]",
+            show_default=False,
+            help="add TOKEN: help the hub of a run as one of three. token: show a hub's token.",
+        ),
+    ] = "",
+    token: Annotated[
+        str, typer.Argument(metavar="[TOKEN]", show_default=False, help="potluck-hub:… Keep it to yourself.")
+    ] = "",
     directory: Annotated[
         Path | None,
         typer.Option(
@@ -196,12 +207,19 @@ def hub(
     valid: Annotated[
         float, typer.Option(min=0, metavar="DAYS", help="How long the invite holds; 0: for ever.")
     ] = 30,
+    replace: Annotated[
+        int, typer.Option(min=0, max=3, metavar="SEAT", help="With add: of the hub that is lost for good.")
+    ] = 0,
 ) -> None:
     """Run a hub in the foreground. On the directory of an earlier one it goes on where that was."""
-    from potluck.app.hub import run_hub
+    from potluck.app.hub import enlistment, run_hub, show_token
 
     home = os.environ.get("POTLUCK_DIRECTORY")
-    run_hub(out, directory or _home(Path(home) if home else None) / "hubs" / "main", listen, port, valid)
+    directory = directory or _home(Path(home) if home else None) / "hubs" / "main"
+    if what == "token" and not token:
+        show_token(out, directory)
+    else:
+        run_hub(out, directory, listen, port, valid, enlistment(what, token, replace))
 
 
 @command

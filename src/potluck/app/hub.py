@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from potluck.app.interrupts import ENDING, Leaving
 from potluck.app.output import Output
-from potluck.errors import PotluckError, StoreError, Unreachable
+from potluck.errors import PotluckError, StoreError, Unreachable, UsageError
+from potluck.hub.between import parse_token
 from potluck.hub.launch import launch_hub
-from potluck.hub.service import Hub, serve
+from potluck.hub.service import TOKEN_FILE, Enlistment, Hub, serve
 from potluck.hub.state import HubState
 from potluck.identity import Identity
 from potluck.wire.invite import Invite
@@ -21,7 +22,46 @@ from potluck.wire.invite import Invite
 T = TypeVar("T")
 
 
-def run_hub(out: Output, directory: Path, listen: str, port: int, valid_days: float) -> None:
+def enlistment(what: str, token: str, seat: int) -> Enlistment | None:
+    """What ``potluck hub add TOKEN`` asks for; ``None`` for a plain ``potluck hub``.
+
+    Raises:
+        UsageError: it is neither, or the token is none.
+    """
+    if what == "add" and token:
+        return Enlistment(parse_token(token), seat)
+    if what or token or seat:
+        raise UsageError(
+            "it is `potluck hub`, `potluck hub add TOKEN [--replace SEAT]` or `potluck hub token`"
+        )
+    return None
+
+
+def show_token(out: Output, directory: Path) -> None:
+    """Print the line that makes another machine a hub of the run.
+
+    Raises:
+        UsageError: there is no hub in this directory.
+        StoreError: it can't be read.
+    """
+    try:
+        token = (directory / TOKEN_FILE).read_text("utf-8").strip()
+    except FileNotFoundError:
+        raise UsageError(f"{directory} has no hub: start one there with `potluck hub`") from None
+    except OSError as error:
+        raise StoreError(f"the token can't be read: {error.strerror or error}") from error
+    out.say("token", token, token=token)
+    out.next("make another machine a hub (whoever has this line can)", "potluck hub add TOKEN")
+
+
+def run_hub(
+    out: Output,
+    directory: Path,
+    listen: str,
+    port: int,
+    valid_days: float,
+    enlisted: Enlistment | None = None,
+) -> None:
     """Run a hub until a signal ends it.
 
     Raises:
@@ -34,20 +74,35 @@ def run_hub(out: Output, directory: Path, listen: str, port: int, valid_days: fl
         invite = hub.invite(valid_days * 86_400.0 or None).text()
         out.say("hub", f"the hub of run {hub.run} is up, on {', '.join(hub.addresses)}", run=hub.run)
         out.say("invite", invite, invite=invite)
-        if not is_known:
+        watches.append(asyncio.ensure_future(_say_when_whole(out, hub)))
+        if not is_known and enlisted is None:
             out.next("start a run on it", f"potluck host shakespeare --hub {invite}")
         out.next("join its run from any machine", f"potluck join {invite}")
 
-    number = asyncio.run(_serve(directory, listen, port, ready))
+    watches: list[asyncio.Future[None]] = []
+    number = asyncio.run(_serve(directory, listen, port, ready, enlisted))
     out.summary(
-        "the hub is down; peers train on without it",
+        "the hub is down; peers go on at the others, or train on without one",
         ("start it again where it was", again(directory)),
         code=128 + number,
     )
     raise Leaving(number)
 
 
-async def _serve(directory: Path, listen: str, port: int, ready: Callable[[Hub], None]) -> int:
+async def _say_when_whole(out: Output, hub: Hub) -> None:
+    await hub.whole()
+    out.say(
+        "hubs", f"three hubs keep the ledger, this one on seat {hub.seat}: any one may be lost", seat=hub.seat
+    )
+
+
+async def _serve(
+    directory: Path,
+    listen: str,
+    port: int,
+    ready: Callable[[Hub], None],
+    enlisted: Enlistment | None,
+) -> int:
     """Serve until a signal comes; returns its number."""
     stop = asyncio.Event()
     came: list[int] = []
@@ -58,7 +113,9 @@ async def _serve(directory: Path, listen: str, port: int, ready: Callable[[Hub],
 
     for number in ENDING:
         asyncio.get_running_loop().add_signal_handler(number, ended, number)
-    await serve(directory, host=listen, port=port, ready=ready, until_idle_s=None, stop=stop)
+    await serve(
+        directory, host=listen, port=port, ready=ready, until_idle_s=None, stop=stop, enlistment=enlisted
+    )
     return came[0] if came else signal.SIGTERM
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from potluck.errors import PotluckError
-from potluck.hub.service import Hub, serve
+from potluck.hub.between import parse_token
+from potluck.hub.service import Enlistment, Hub, serve
 
 
 def _say(**fields: Any) -> None:
@@ -27,7 +28,7 @@ async def _run(options: dict[str, Any]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
     def ready(hub: Hub) -> None:
-        _say(invite=hub.invite().text(), run=hub.run, addresses=list(hub.addresses))
+        _say(invite=hub.invite().text(), run=hub.run, addresses=list(hub.addresses), seat=hub.seat)
 
     await serve(
         Path(options["directory"]),
@@ -37,7 +38,14 @@ async def _run(options: dict[str, Any]) -> None:
         until_idle_s=options["until_idle_s"],
         stop=stop,
         run=options.get("run", ""),
+        enlistment=_enlistment(options),
     )
+
+
+def _enlistment(options: dict[str, Any]) -> Enlistment | None:
+    if not options.get("token"):
+        return None
+    return Enlistment(parse_token(options["token"]), options.get("seat", 0))
 
 
 def main() -> int:

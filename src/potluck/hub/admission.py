@@ -37,6 +37,12 @@ ANSWER_S = 10.0
 WRONG_SECRET_S = 0.5
 """How long a wrong secret waits for its answer, in seconds; the transport bounds how many wait at once."""
 
+
+def seats_subject(run: str) -> str:
+    """Where hubs tell members, over NATS, where the run has hubs (``Hubs``)."""
+    return f"potluck.{run}.hubs"
+
+
 RunName = Annotated[str, Meta(max_length=64)]
 Pem = Annotated[bytes, Meta(max_length=1500)]
 
@@ -74,6 +80,12 @@ class Attach(Struct, frozen=True, tag=True):
 
     wire: int
     run: RunName
+
+
+class Hubs(Struct, frozen=True, tag=True):
+    """Where the run has hubs: told when that changes, and now and then."""
+
+    seats: Seats
 
 
 class Attached(Struct, frozen=True, tag=True):

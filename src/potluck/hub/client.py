@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from potluck.errors import ConnectionLost, LedgerUnavailable, PotluckError, ProtocolError, Unreachable
-from potluck.hub.admission import CHUNK_BYTES, Admitted, seek_admission, seek_ledger
+from potluck.hub.admission import CHUNK_BYTES, Admitted, Hubs, seats_subject, seek_admission, seek_ledger
 from potluck.hub.nats_ledger import NatsLedger
 from potluck.hub.race import first
 from potluck.hub.seats import Seat, key_of, merge
@@ -38,6 +38,9 @@ that leads), in seconds."""
 
 RETRY_S = (0.2, 0.4, 0.8, 1.6)
 """Pauses between attempts, in seconds, each up to half as long again; the last one is repeated."""
+
+PATIENCE_S = 1.5
+"""How much longer, with each attempt, a silent hub is waited for when the others have said no, in seconds."""
 
 STALE_S = 10
 """How often the ledger's server is asked whether it is there, in seconds; twice no answer is a no."""
@@ -231,18 +234,20 @@ class HubClient:
                 await asyncio.sleep(pause_s * random.uniform(1.0, 1.5))
             attempt += 1
             try:
-                await self._connect()
+                # A hub that is silent must not keep us from asking the others again; nor may it be only slow.
+                await self._connect(attempt * PATIENCE_S)
             except PotluckError as error:
                 if str(error) != told:
                     told = str(error)
                     log.info("the hub is still away: %s", told)
 
-    async def _connect(self) -> None:
-        link = await first([self._opening(hub) for hub in self._in_turn()], _drop)
+    async def _connect(self, patience_s: float | None = None) -> None:
+        link = await first([self._opening(hub) for hub in self._in_turn()], _drop, patience_s)
         self._learn(link.seats)
         try:
             await self.ledger.attach(link.client)
             await self.presence.attach(link.client)
+            await link.client.subscribe(seats_subject(self._run), cb=self._told)
         except BaseException as error:
             self._detach(str(error))
             await link.close(0)
@@ -259,6 +264,14 @@ class HubClient:
 
     def _opening(self, hub: str) -> Callable[[], Coroutine[None, None, _Link]]:
         return lambda: _Link.open(self._transport, hub, self._hubs[hub], self._run, self._admitted)
+
+    async def _told(self, message: Msg) -> None:
+        try:
+            hubs: Hubs = decode(message.data, Hubs)
+        except ProtocolError as error:
+            log.debug("what is said of hubs can't be read: %s", error)
+            return
+        self._learn(hubs.seats)
 
     def _learn(self, seats: tuple[Seat, ...]) -> None:
         """Take in what a hub says of all of them, as far as the run's authority signed it."""

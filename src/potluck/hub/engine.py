@@ -18,6 +18,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from potluck.errors import LedgerUnavailable, PotluckError
+from potluck.hub.admission import Hubs, seats_subject
 from potluck.hub.book import Book
 from potluck.hub.door import Target
 from potluck.hub.move import Mover, is_move, signed_move, until_moved
@@ -27,7 +28,7 @@ from potluck.hub.seats import SEATS, Seat
 from potluck.hub.server import HUB, Cluster, NatsServer
 from potluck.hub.state import CLUSTER, SOLO
 from potluck.net.transport import Stream, Transport
-from potluck.wire.codec import decode
+from potluck.wire.codec import decode, encode
 from potluck.wire.records import Chain, Entry, Record
 
 ALONE_S = 1.5
@@ -35,6 +36,9 @@ ALONE_S = 1.5
 
 AGAIN_S = 1.0
 """Pause after a step of the move that failed, in seconds."""
+
+TELL_S = 5.0
+"""How often peers are told where the run's hubs are when nothing has changed, in seconds."""
 
 ELECTION_S = 3.0
 """How long one question to a cluster that may have no leader yet waits, in seconds."""
@@ -133,6 +137,27 @@ class Engine:
             await self._start_cluster()
         else:
             self._spawn(self._grow())
+        self._spawn(self._tell())
+
+    async def _tell(self) -> None:
+        """Tell the peers that are attached here where the run's hubs are: they may soon need another."""
+        while True:
+            server = self.server
+            try:
+                if server is not None:
+                    async with hub_client(server) as client:
+                        while server is self.server:
+                            await self._tell_once(client)
+                            with contextlib.suppress(TimeoutError):
+                                async with asyncio.timeout(TELL_S):
+                                    await self._book.next_change()
+            except LedgerUnavailable as error:
+                log.debug("peers are not told of the hubs: %s", error)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _tell_once(self, client: Client) -> None:
+        await client.publish(seats_subject(self._book.run), encode(Hubs(self._book.seats)))
+        await client.flush(int(ELECTION_S))
 
     async def stop(self) -> None:
         """Stop them. Safe to call twice."""
@@ -224,6 +249,8 @@ class Engine:
                         old = NatsLedger(book.run)
                         await old.attach(other)
                         await self._bulk(mover := self._mover(old, new), old, other)
+                        # They are about to lose this one for a moment, if not for ever.
+                        await self._tell_once(other)
                         await self._move(mover)
             finally:
                 new.detach("the move is over")

@@ -31,6 +31,16 @@ MAX_READ_BYTES = 4 << 20
 ANSWER_S = 15.0
 """How long the server may be silent while we wait for it, in seconds. A lost connection is noticed sooner."""
 
+APPEND_S = 5.0
+"""How long an append waits for its answer, in seconds, besides the time it takes to arrive. A server that was
+killed with a record in its hands says nothing: the sooner it is sent again, the sooner another takes it."""
+
+FIRST_S = 4.0
+"""How long a read waits for its first record, in seconds: the one of several servers asked may have died."""
+
+SLOWEST = 64 << 10
+"""Bytes/s that a record makes at least on its way to the hub."""
+
 _LAG_S = 0.02
 _LAG_TRIES = 50
 _WRONG_LAST_SEQUENCE = 10071
@@ -52,7 +62,13 @@ def peer_permissions(run: str) -> dict[str, Any]:
     """What a peer may say and hear, as nats-server is configured: nothing that could unmake the ledger."""
     own = f"potluck.{run}.>"
     return {
-        "publish": {"allow": [own, f"$JS.API.DIRECT.GET.{stream_name(run)}"]},
+        "publish": {
+            "allow": [
+                own,
+                f"$JS.API.DIRECT.GET.{stream_name(run)}",
+                f"$JS.API.STREAM.INFO.{stream_name(run)}",  # how many copies there are
+            ]
+        },
         "subscribe": {"allow": [own, "_INBOX.>"]},
     }
 
@@ -128,7 +144,8 @@ class NatsLedger(Ledger):
     async def append(self, raw: bytes, after: int) -> int:
         check_size(raw)
         headers = {"Nats-Expected-Last-Sequence": str(after), "Nats-Expected-Stream": self._stream}
-        async with self._asking() as (client, _):
+        patience_s = APPEND_S + len(raw) / SLOWEST
+        async with self._asking(patience_s) as (client, _):
             reply = await client.request(
                 f"potluck.{self._run}.ledger", raw, timeout=2 * ANSWER_S, headers=headers
             )
@@ -157,7 +174,7 @@ class NatsLedger(Ledger):
 
     async def _read(self, start: int, limit: int) -> list[tuple[int, bytes]]:
         question = {"seq": max(start, 1), "batch": limit, "max_bytes": MAX_READ_BYTES}
-        async with self._asking() as (client, deadline):
+        async with self._asking(FIRST_S) as (client, deadline):
             batch = _Batch(limit, deadline)
             inbox = client.new_inbox()
             replies = await client.subscribe(inbox, cb=batch.take)
@@ -184,21 +201,21 @@ class NatsLedger(Ledger):
         self._known = max(self._known, sequence)
 
     @asynccontextmanager
-    async def _asking(self) -> AsyncIterator[tuple[Client, asyncio.Timeout]]:
+    async def _asking(self, patience_s: float = ANSWER_S) -> AsyncIterator[tuple[Client, asyncio.Timeout]]:
         client = self._client
         if client is None:
             raise LedgerUnavailable(f"the hub is away: {self._away}")
         if client.pending_data_size > _FEW_BYTES:
             raise LedgerUnavailable("the hub does not take what has been sent to it already")
         try:
-            async with asyncio.timeout(ANSWER_S) as deadline:
+            async with asyncio.timeout(patience_s) as deadline:
                 self._deadlines.add(deadline)
                 try:
                     yield client, deadline
                 finally:
                     self._deadlines.discard(deadline)
         except TimeoutError as error:
-            reason = f"no answer within {ANSWER_S:.0f} s" if self._client is client else self._away
+            reason = f"no answer within {patience_s:.0f} s" if self._client is client else self._away
             raise LedgerUnavailable(f"the hub is away: {reason}") from error
         except (OSError, nats.errors.Error) as error:
             raise LedgerUnavailable(f"the hub is away: {error}") from error

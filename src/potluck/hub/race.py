@@ -15,8 +15,14 @@ STAGGER_S = 0.3
 T = TypeVar("T")
 
 
-async def first(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Callable[[T], Awaitable[None]]) -> T:
+async def first(
+    attempts: Sequence[Callable[[], Awaitable[T]]],
+    discard: Callable[[T], Awaitable[None]],
+    patience_s: float | None = None,
+) -> T:
     """The result of the first attempt that comes to something; ``discard`` gets those that come too late.
+
+    Once one of several has failed, those that are silent get ``patience_s`` more after the last news.
 
     Raises:
         PotluckError: none did: the only attempt's own error; of several ``InviteError`` or
@@ -33,9 +39,11 @@ async def first(attempts: Sequence[Callable[[], Awaitable[T]]], discard: Callabl
             if waiting:
                 tasks.append(asyncio.ensure_future(waiting.popleft()()))
                 pending.add(tasks[-1])
-            done, pending = await asyncio.wait(
-                pending, timeout=STAGGER_S if waiting else None, return_when=asyncio.FIRST_COMPLETED
-            )
+            wait_s = STAGGER_S if waiting else patience_s if errors else None
+            done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done and not waiting:
+                errors.append(Unreachable(f"no answer from {len(pending)} of them"))
+                break
             for task in done:
                 error = task.exception()
                 if error is None:

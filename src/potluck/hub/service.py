@@ -340,6 +340,7 @@ async def serve(
     """
     async with Hub(directory, host=host, port=port, run=run, enlistment=enlistment) as hub:
         ready(hub)
+        watch = asyncio.create_task(_say_when_whole(hub))
         replaced = asyncio.create_task(hub.replaced())
         ends: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), replaced]
         if until_idle_s is not None:
@@ -352,6 +353,11 @@ async def serve(
                     "again if the run has lost another one"
                 )
         finally:
-            for end in ends:
+            for end in (*ends, watch):
                 end.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
+            await asyncio.gather(*ends, watch, return_exceptions=True)
+
+
+async def _say_when_whole(hub: Hub) -> None:
+    await hub.whole()
+    log.info("each hub of %s has the whole ledger: any one of them may be lost", hub.run)
