@@ -56,6 +56,7 @@ def test_help_names_every_command_and_the_exit_codes():
         ["export", "potluck:a"],
         ["join", "potluck:a", "--threads", "-1"],
         ["hub", "--port", "70000"],
+        ["hub", "--replace", "4"],
         ["host", "--no-such-option"],
     ],
 )
@@ -83,6 +84,21 @@ def test_bad_invites_are_told_from_each_other(words: list[str], tmp_path: Path):
     assert "no invite" in refused("http://example.org/")
     assert "no invite" in refused("x" * 5000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_is_added_by_its_owners_token_only(tmp_path: Path):
+    where = ["--directory", str(tmp_path)]
+    assert "no token for a hub" in error_of("hub", "add", invite(), *where)[1]
+    for words in (["add"], ["nonsense"], ["token", "twice"], ["--replace", "2"]):
+        code, said = error_of("hub", *words, *where)
+        assert code == 2
+        assert "potluck hub add TOKEN" in said
+    code, said = error_of("hub", "token", *where)
+    assert code == 2
+    assert "has no hub" in said
+    (tmp_path / "token.txt").write_text("potluck-hub:abc\n")
+    assert command.potluck("hub", "token", *where, "--plain").stdout.startswith("potluck-hub:abc")
+    assert [path.name for path in tmp_path.iterdir()] == ["token.txt"]
 
 
 def test_a_hub_that_is_away_is_said_in_one_line(tmp_path: Path):

@@ -60,8 +60,14 @@ async def writing(ledger: Ledger) -> AsyncIterator[Writer]:
 
 async def whole(ledger: Ledger) -> tuple[Chain, list[bytes]]:
     chain, found = Chain(), []
-    while batch := await ledger.read(chain.sequence + 1):
+    while True:
+        try:
+            batch = await ledger.read(chain.sequence + 1)
+        except LedgerUnavailable:  # the server that was asked may have gone just now
+            await ledger.changed(0.1)
+            continue
         for sequence, raw in batch:
             chain.follow(sequence, raw)
             found.append(raw)
-    return chain, found
+        if not batch:
+            return chain, found

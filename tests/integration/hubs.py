@@ -115,8 +115,9 @@ class Hubs:
             self.start(seat, self.by_seat[1].token)
 
     def moved(self, seats: Iterable[int] = (1, 2, 3)) -> None:
+        """Wait until hubs started a moment ago say that all have the whole ledger."""
         for seat in seats:
-            self.by_seat[seat].until("is kept by 3 hubs", 60)
+            self.by_seat[seat].until("has the whole ledger", 60)
 
     def end(self) -> None:
         for hub in reversed(self._all):

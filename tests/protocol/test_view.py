@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from potluck.protocol.view import KEEP_SNAPSHOTS, MAX_WEIGHT, RunView
 from potluck.wire.codec import WIRE
-from potluck.wire.records import Body, Finish, PartInfo, Unreadable
+from potluck.wire.records import Body, Finish, Move, PartInfo, Unreadable
 
 from .support import Ledger, blob, committed, genesis, member, moved, opened, result, snapshot, view_of
 
@@ -117,6 +117,17 @@ def test_the_life_of_a_round() -> None:
     assert (view.round, view.open, view.tokens, view.loss) == (1, None, 100, 2.5)
     assert view.members == {1: (member(1), member(2))}
     assert view.last_plan == {0: member(1), 1: member(1)}
+
+
+def test_a_move_changes_nothing_in_the_run() -> None:
+    ledger, view, still = Ledger(), RunView(), RunView()
+    for body in (GENESIS, OPEN):
+        entry = ledger.add(body)
+        view.follow(entry)
+        still.follow(entry)
+    assert view.follow(ledger.add(Move(2, b"", "three hubs"))) is None
+    assert view.sequence == still.sequence + 1
+    assert (view.open, view.round, view.genesis) == (still.open, still.round, still.genesis)
 
 
 def test_a_loss_stays_until_a_commit_brings_another() -> None:

@@ -54,13 +54,16 @@ class Enlist(Struct, frozen=True, tag=True):
 
 
 class Tidings(Struct, frozen=True, tag=True):
-    """What hubs keep in common: seats, secrets, which engine is in force, and how many peers one has."""
+    """What hubs keep in common (seats, secrets, which engine is in force), and how one is doing: how many
+    peers it has, and whether its copy of the ledger is whole.
+    """
 
     seats: Seats
     secrets: Secrets
     tokens: Secrets
     engine: Count
     peers: Count
+    whole: bool
 
 
 class Enlisted(Struct, frozen=True, tag=True):

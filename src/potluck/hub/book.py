@@ -30,8 +30,12 @@ class Book:
         self.authority = authority
         self.pem = authority.authority()
         """The authority's certificate."""
-        self.peers_elsewhere: dict[int, int] = {}
-        """So many peers are attached to the hub of each other seat, as it said last."""
+        self.peers = 0
+        """So many peers are attached here."""
+        self.whole = False
+        """Whether our copy of the ledger, as one of several, is whole."""
+        self.told: dict[str, Tidings] = {}
+        """What the other hubs that are there said last, by key."""
         self._directory, self._hub = directory, hub
         self._changed = asyncio.Event()
 
@@ -94,29 +98,51 @@ class Book:
             return
         self._sign(msgspec.structs.replace(own, version=own.version + 1, addresses=addresses))
 
-    def tidings(self, peers: int) -> Tidings:
-        """What we tell another hub; so many peers are attached here."""
-        state = self.state
-        return Tidings(state.seats, state.secrets, state.tokens, state.engine, peers)
+    @property
+    def lagging(self) -> frozenset[int]:
+        """The seats that nobody has, or whose hubs are away or lack some of the ledger."""
+        whole = {hub for hub, told in self.told.items() if told.whole} | (
+            {self._hub} if self.whole else set()
+        )
+        seats = {seat.number for seat in self.seats if seat.hub in whole}
+        return frozenset(number for number in range(1, SEATS + 1) if number not in seats)
 
-    def learn(self, seat: int, told: Tidings) -> None:
-        """Take in what the hub on another seat told."""
-        self.peers_elsewhere[seat] = told.peers
+    def tidings(self) -> Tidings:
+        """What we tell another hub."""
+        state = self.state
+        return Tidings(state.seats, state.secrets, state.tokens, state.engine, self.peers, self.whole)
+
+    def learn(self, hub: str, told: Tidings) -> None:
+        """Take in what another hub told."""
+        is_news = hub not in self.told or self.told[hub].whole != told.whole
+        self.told[hub] = told
         state = self.state.with_others(told.secrets, told.tokens, time.time())
         seats = merge(state.seats, told.seats, self.run, self.authority.peer)
         engine = CLUSTER if CLUSTER in (state.engine, told.engine) else state.engine
         self.write(msgspec.structs.replace(state, seats=seats, engine=engine))
+        if is_news:
+            self.stir()
+
+    def lose(self, hub: str) -> None:
+        """Another hub is away."""
+        if self.told.pop(hub, None) is not None:
+            self.stir()
+
+    def check(self, whole: bool) -> None:
+        """Our own copy of the ledger was looked at."""
+        if whole != self.whole:
+            self.whole = whole
+            self.stir()
 
     def heed(self, seats: Seats) -> None:
         """Take in what anybody says of the seats."""
         self.update(seats=merge(self.seats, seats, self.run, self.authority.peer))
 
-    def enlist(self, request: Enlist, reached: frozenset[int], lagging: frozenset[int] | None) -> Enlisted:
+    def enlist(self, request: Enlist, reached: frozenset[int]) -> Enlisted:
         """Give a newcomer, whose token is good, its seat and all that makes a hub.
 
         Args:
             reached: seats whose hubs are connected to us at the moment.
-            lagging: seats without a whole copy of the ledger; ``None`` if nobody can tell.
 
         Raises:
             Refused: there is no seat for it, and why.
@@ -129,7 +155,7 @@ class Book:
             )
         old = next((seat for seat in self.seats if seat.number == number), None)
         if mine is None and old is not None:
-            self._refuse_replacement(number, reached, lagging)
+            self._refuse_replacement(number, reached)
             self._sign(Seat(number, old.term + 1, 0, request.hub, ()))
         elif mine is None:
             self._sign(Seat(number, 0, 0, request.hub, ()))
@@ -138,18 +164,16 @@ class Book:
             self.state.password,
             self.state.cluster_password,
             number,
-            self.tidings(0),
+            self.tidings(),
         )
 
-    def _refuse_replacement(
-        self, number: int, reached: frozenset[int], lagging: frozenset[int] | None
-    ) -> None:
+    def _refuse_replacement(self, number: int, reached: frozenset[int]) -> None:
         if number == self.state.seat or number in reached:
             raise Refused(f"the hub on seat {number} is there: only a lost one can be replaced")
         if self.state.engine != CLUSTER:
             raise Refused(f"seat {number} can be taken over once the run has moved to its {SEATS} hubs")
         # Two hubs without a whole copy could agree on a ledger that lacks records.
-        if lagging is None or lagging - {number}:
+        if self.lagging - {number}:
             raise Refused("when a hub is replaced both others must be there, with a whole copy of the ledger")
 
     def _sign(self, seat: Seat) -> None:

@@ -81,7 +81,7 @@ class Door:
                 async with asyncio.timeout(seconds):
                     await self._occupied.wait()
             except TimeoutError:
-                if not sum(self._book.peers_elsewhere.values()):
+                if not any(told.peers for told in self._book.told.values()):
                     return
 
     async def _lead(self, stream: Stream) -> None:
@@ -116,6 +116,7 @@ class Door:
     def _counted(self, stream: Stream) -> Iterator[None]:
         peer = stream.peer
         self._attached[peer] += 1
+        self._book.peers = self.peers
         self._occupied.set()
         self._empty.clear()
         try:
@@ -124,6 +125,7 @@ class Door:
             self._attached[peer] -= 1
             if not self._attached[peer]:
                 del self._attached[peer]
+            self._book.peers = self.peers
             if not self._attached:
                 self._occupied.clear()
                 self._empty.set()

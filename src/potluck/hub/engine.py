@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from potluck.hub.move import Mover, is_move, signed_move, until_moved
 from potluck.hub.nats_ledger import ANSWER_S, NatsLedger, create_stream, stream_name
 from potluck.hub.routes import Routes
 from potluck.hub.seats import SEATS, Seat
-from potluck.hub.server import HUB, Cluster, NatsServer
+from potluck.hub.server import HUB, SYSTEM, Cluster, NatsServer
 from potluck.hub.state import CLUSTER, SOLO
 from potluck.net.transport import Stream, Transport
 from potluck.wire.codec import decode, encode
@@ -39,6 +39,9 @@ AGAIN_S = 1.0
 
 TELL_S = 5.0
 """How often peers are told where the run's hubs are when nothing has changed, in seconds."""
+
+INSIST_S = 0.2
+"""A task that was cancelled and goes on is cancelled again so much later, in seconds."""
 
 ELECTION_S = 3.0
 """How long one question to a cluster that may have no leader yet waits, in seconds."""
@@ -93,18 +96,6 @@ class Engine:
         """The seats of the other hubs whose nats-servers are connected to ours."""
         return self._routes.connected if self._routes else frozenset()
 
-    async def lagging(self) -> frozenset[int] | None:
-        """The seats whose servers lack some of the ledger, by its leader's word; ``None`` if nobody tells."""
-        if self._cluster is None or self._book.state.engine != CLUSTER:
-            return None
-        try:
-            async with hub_client(self._cluster) as client:
-                cluster = (await stream_info(client, self._book.run, ELECTION_S))["cluster"]
-            whole = {cluster["leader"]} | {r["name"] for r in cluster["replicas"] if r["current"]}
-        except (LedgerUnavailable, KeyError, TypeError):
-            return None
-        return frozenset(number for number in range(1, SEATS + 1) if server_name(number) not in whole)
-
     async def prepare(self) -> None:
         """Start the server of a run's only hub, before anybody can come.
 
@@ -138,22 +129,42 @@ class Engine:
         else:
             self._spawn(self._grow())
         self._spawn(self._tell())
+        self._spawn(self._check())
+
+    async def _check(self) -> None:
+        """Look, as long as we are one of several, whether our copy of the ledger is whole."""
+        while True:
+            if (server := self._cluster) is not None:
+                try:
+                    await self._check_through(server)
+                except LedgerUnavailable:
+                    self._book.check(whole=False)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _check_through(self, server: NatsServer) -> None:
+        async with hub_client(server, SYSTEM) as client:
+            while True:
+                self._book.check(await is_whole(client))
+                await asyncio.sleep(AGAIN_S)
 
     async def _tell(self) -> None:
         """Tell the peers that are attached here where the run's hubs are: they may soon need another."""
         while True:
-            server = self.server
-            try:
-                if server is not None:
-                    async with hub_client(server) as client:
-                        while server is self.server:
-                            await self._tell_once(client)
-                            with contextlib.suppress(TimeoutError):
-                                async with asyncio.timeout(TELL_S):
-                                    await self._book.next_change()
-            except LedgerUnavailable as error:
-                log.debug("peers are not told of the hubs: %s", error)
+            if (server := self.server) is not None:
+                try:
+                    await self._tell_through(server)
+                except LedgerUnavailable as error:
+                    log.debug("peers are not told of the hubs: %s", error)
             await asyncio.sleep(AGAIN_S)
+
+    async def _tell_through(self, server: NatsServer) -> None:
+        """Tell for as long as this server leads to the ledger in force."""
+        async with hub_client(server) as client:
+            while server is self.server:
+                await self._tell_once(client)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TELL_S):
+                        await self._book.next_change()
 
     async def _tell_once(self, client: Client) -> None:
         await client.publish(seats_subject(self._book.run), encode(Hubs(self._book.seats)))
@@ -163,10 +174,7 @@ class Engine:
         """Stop them. Safe to call twice."""
         if self._alone:
             self._alone.cancel()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks)
         servers = [server for server in (self._solo, self._cluster) if server]
         await asyncio.gather(*(server.stop() for server in servers))
         if self._routes:
@@ -305,8 +313,8 @@ class Engine:
 
 
 @contextlib.asynccontextmanager
-async def hub_client(server: NatsServer) -> AsyncIterator[Client]:
-    """A connection to our own server, as the user that may do everything.
+async def hub_client(server: NatsServer, user: str = HUB) -> AsyncIterator[Client]:
+    """A connection to our own server, by default as the user that may do everything.
 
     Raises:
         LedgerUnavailable: it does not take it.
@@ -317,7 +325,7 @@ async def hub_client(server: NatsServer) -> AsyncIterator[Client]:
     try:
         await client.connect(
             f"nats://{server.address[0]}:{server.address[1]}",
-            user=HUB,
+            user=user,
             password=server.hub_password,
             allow_reconnect=False,
             max_reconnect_attempts=1,
@@ -329,6 +337,29 @@ async def hub_client(server: NatsServer) -> AsyncIterator[Client]:
         raise LedgerUnavailable(f"nats-server does not take the hub's connection: {error}") from error
     finally:
         await client.close()
+
+
+async def is_whole(client: Client) -> bool:
+    """Whether a server of several, asked as ``SYSTEM``, has all of the ledger, by its own word.
+
+    (Its leader's word will not do: of a server that came back empty under its old name it says for a while
+    that nothing is missing.)
+    """
+    try:
+        subject = f"$SYS.REQ.SERVER.{client._server_info['server_id']}.HEALTHZ"
+        reply = await client.request(subject, b"{}", timeout=ELECTION_S)
+        return bool(json.loads(reply.data)["data"]["status"] == "ok")
+    except (TimeoutError, ValueError, KeyError, TypeError):
+        return False
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: below them, in the NATS client, a cancellation may get lost."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=INSIST_S)
 
 
 def server_name(seat: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 
 from potluck.errors import ConnectionLost, PotluckError
 from potluck.hub.between import MAX_TIDINGS_BYTES, Meet, Tidings, seek_hub
@@ -24,14 +23,10 @@ log = logging.getLogger(__name__)
 
 
 class Gossip:
-    """One hub's exchange with the others.
+    """One hub's exchange with the others."""
 
-    Args:
-        peers: how many peers are attached here.
-    """
-
-    def __init__(self, book: Book, peers: Callable[[], int]) -> None:
-        self._book, self._peers = book, peers
+    def __init__(self, book: Book) -> None:
+        self._book = book
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, transport: Transport) -> None:
@@ -49,7 +44,7 @@ class Gossip:
     async def serve(self, stream: Stream, seat: Seat) -> None:
         """Exchange tidings with a hub that has asked to."""
         while True:
-            await self._hear(stream, seat.number)
+            await self._hear(stream, seat.hub)
             await self._tell(stream)
 
     async def _seek(self, number: int, transport: Transport) -> None:
@@ -64,7 +59,6 @@ class Gossip:
                 if str(error) != told:
                     told = str(error)
                     log.info("the hub on seat %d is away: %s", number, told)
-                self._book.peers_elsewhere.pop(number, None)
             await asyncio.sleep(AGAIN_S)
 
     async def _meet(self, seat: Seat, transport: Transport) -> None:
@@ -73,21 +67,22 @@ class Gossip:
             await seek_hub(stream, Meet(WIRE, self._book.run), self._book.heed)
             while self._seat(seat.number) == seat:
                 await self._tell(stream)
-                await self._hear(stream, seat.number)
+                await self._hear(stream, seat.hub)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TELL_S):
                         await self._book.next_change()
         finally:
+            self._book.lose(seat.hub)
             await stream.close()
 
     def _seat(self, number: int) -> Seat | None:
         return next((seat for seat in self._book.others if seat.number == number and seat.addresses), None)
 
     async def _tell(self, stream: Stream) -> None:
-        await stream.send(encode(self._book.tidings(self._peers())))
+        await stream.send(encode(self._book.tidings()))
 
-    async def _hear(self, stream: Stream, number: int) -> None:
+    async def _hear(self, stream: Stream, hub: str) -> None:
         raw = await stream.receive(MAX_TIDINGS_BYTES)
-        self._book.learn(number, decode(raw, Tidings, MAX_TIDINGS_BYTES))
+        self._book.learn(hub, decode(raw, Tidings, MAX_TIDINGS_BYTES))
         if self._book.replaced:
             raise ConnectionLost("another hub has our seat")

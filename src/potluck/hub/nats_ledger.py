@@ -62,13 +62,7 @@ def peer_permissions(run: str) -> dict[str, Any]:
     """What a peer may say and hear, as nats-server is configured: nothing that could unmake the ledger."""
     own = f"potluck.{run}.>"
     return {
-        "publish": {
-            "allow": [
-                own,
-                f"$JS.API.DIRECT.GET.{stream_name(run)}",
-                f"$JS.API.STREAM.INFO.{stream_name(run)}",  # how many copies there are
-            ]
-        },
+        "publish": {"allow": [own, f"$JS.API.DIRECT.GET.{stream_name(run)}"]},
         "subscribe": {"allow": [own, "_INBOX.>"]},
     }
 

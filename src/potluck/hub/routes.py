@@ -102,6 +102,8 @@ class Routes:
             task = asyncio.get_running_loop().create_task(self._lead(number, reader, writer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            # Also for a task that is cancelled before its first step, and so never sees the socket.
+            task.add_done_callback(lambda _: writer.close())
 
         return accept
 

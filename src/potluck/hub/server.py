@@ -33,6 +33,9 @@ STOP_S = guard.STOP_S + 3.0
 HUB, PEER = "hub", "peer"
 """The server's two users: one may do everything, the other what peers need."""
 
+SYSTEM = "system"
+"""A third user, of the account in which a server tells how it is itself."""
+
 ROUTE = "route"
 """The user by which servers of one cluster know each other."""
 
@@ -135,7 +138,11 @@ class NatsServer:
             "max_payload": MAX_PAYLOAD_BYTES,
             # Each record is on the disk before its append is answered: a commit is never taken back.
             "jetstream": {"store_dir": str(self._directory), "sync_interval": "always"},
-            "accounts": {"RUN": {"jetstream": "enabled", "users": [hub, peer]}},
+            "accounts": {
+                "RUN": {"jetstream": "enabled", "users": [hub, peer]},
+                "SYSTEM": {"users": [{"user": SYSTEM, "password": self.hub_password}]},
+            },
+            "system_account": "SYSTEM",
         }
         if self._cluster is not None:
             settings |= _clustered(self._cluster)

@@ -36,9 +36,6 @@ from potluck.wire.messages import Answer
 INVITE_S = 30 * 86_400.0
 """How long an invite holds unless told otherwise, in seconds."""
 
-ASK_S = 1.0
-"""How often the ledger is asked whether all copies are whole, in seconds."""
-
 AUTHORITY_FILE = "authority.pem"
 """The key of the run's authority, in the directory of a hub that is not the authority itself."""
 
@@ -177,9 +174,7 @@ class Hub:
 
     async def whole(self) -> None:
         """Return when each of several hubs has the whole ledger: any one of them may be lost then."""
-        await self.grown()
-        while await self._engine.lagging() != frozenset():  # noqa: ASYNC110 – see below
-            await asyncio.sleep(ASK_S)  # the leader, elsewhere perhaps, tells only who asks
+        await self._book.wait(lambda: self._book.state.engine == CLUSTER and not self._book.lagging)
 
     def _own_addresses(self) -> tuple[str, ...]:
         return tuple(self.addresses)[:MAX_ADDRESSES]
@@ -193,7 +188,7 @@ class Hub:
         self._book = Book(self._directory, state, self.peer, authority)
         self._door = Door(self._book, lambda: self._engine.target)
         self._engine = Engine(self._directory, self.peer, self._book, self._door.detach_all)
-        self._gossip = Gossip(self._book, lambda: self._door.peers)
+        self._gossip = Gossip(self._book)
         self._up.push_async_callback(self._engine.stop)
         await self._engine.prepare()
         await self._listen()
@@ -296,8 +291,7 @@ class Hub:
             await stream.send(encode(verdict))
             return
         try:
-            lagging = await self._engine.lagging()
-            enlisted = self._book.enlist(verdict, self._engine.reached, lagging)
+            enlisted = self._book.enlist(verdict, self._engine.reached)
         except Refused as error:
             await stream.send(encode(Answer(False, str(error))))
             return
