@@ -24,7 +24,10 @@ DRIFT = 1e-3
 
 
 class InvariantBroken(AssertionError):
-    """The system did what it must never do."""
+    """The system did what it must never do: ``broke`` says which invariant, without names and figures."""
+
+    broke: str = ""
+    at_s: float = 0.0
 
 
 @dataclass
