@@ -63,7 +63,7 @@ def test_what_is_made_up_from_a_seed_is_read_back(world: World) -> None:
 
 def test_made_up_scenarios_use_the_whole_language_but_for_what_breaks_promises() -> None:
     used = {one.form for seed in range(300) for one in scenario(seed, HEAVY).faults}
-    assert set(FORMS) - used == {"kill {peer}", "clock {peer} {offset}"}
+    assert set(FORMS) - used == {"kill {peer}", "clock {peer} {offset}", "miscount {peer}"}
     assert not scenario(1, CALM).faults
     assert len(scenario(1, LIGHT).faults) < len(scenario(1, HEAVY).faults)
 
@@ -206,6 +206,14 @@ def test_a_slow_peer_takes_its_time_over_each_step() -> None:
 
 def _trained(sim: Simulation, name: str) -> float:
     return sum(life.tokens for member, life in sim.referee.lives.items() if member.peer == sim.peer_id(name))
+
+
+def test_a_peer_that_counts_wrong_notices_and_rejoins() -> None:
+    found = outcome("at 10 miscount peer2", world=replace(QUIET, peers=5))
+    [noticed] = said(found, "taking the state from the others again")
+    assert said(found, "taking the state from the others again", "peer2") == [noticed]
+    after = [text for at, _, text in found.notes if at > noticed + 3 and " opened: " in text]
+    assert "peer2" in after[1]
 
 
 def test_everybody_restarts_from_one_disk() -> None:

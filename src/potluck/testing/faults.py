@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
     from potluck.testing.world import SimPeer
 
-STEADY_S = 6.0
-"""Who was there and heard for so long is taken for living by everybody."""
+FEW = 3
+"""Of more peers than these most are right, though one is wrong and another just died."""
 
 _RESTART_S = 0.25
 """How often it is looked whether a disk has all that a restart from it needs."""
@@ -51,6 +51,7 @@ class Faults:
             "torn file {peer}": self._torn_file,
             "stall {peer} for {s}": self._on(lambda peer, s: peer.machine.stall(s)),
             "diverge {peer}": self._diverge,
+            "miscount {peer}": self._miscount,
             "restart all from {peer}": self._restart,
             "clock {peer} {offset}": self._clock,
             "loss {rate} for {s}": partial(self._rate, "loss"),
@@ -204,11 +205,15 @@ class Faults:
             self.rates[what] = getattr(self.sim.world, what)
 
     def hub_away(self, s: float) -> None:
-        """The hub is away for a while: no announcement and no record gets through."""
+        """The hub is away for a while: no announcement and no record gets through.
+
+        Whom everybody took for living before is living to them after: nobody's time goes on meanwhile.
+        """
         self.hub_up = False
         self._hub_until = max(self._hub_until, self.sim.now + s)
         for peer in self.sim.living():
-            peer.machine.hub_lost(self._hub_until)
+            if not peer.machine.steady:
+                peer.machine.hub_lost(self._hub_until)
         self.sim.at(s, self._hub_back)
 
     def _hub_back(self) -> None:
@@ -219,7 +224,8 @@ class Faults:
         for peer in self.sim.living():
             machine = peer.machine
             machine.hub_from = max(machine.hub_from, self.sim.now + self.sim.random.uniform(0.0, RECONNECT_S))
-            machine.unheard(machine.hub_from)
+            if not machine.steady:
+                machine.unheard(machine.hub_from)
 
     # -- machines --------------------------------------------------------------------------------
 
@@ -249,6 +255,12 @@ class Faults:
         """A model becomes NaN; one that trains alone would only hold its own round up."""
         if len(self.sim.peers) > 1:
             self._on(lambda peer: peer.diverge())(name)
+
+    def _miscount(self, name: str) -> None:
+        """An outer step goes wrong; where most peers' do, nobody could tell which is right."""
+        training = [peer for peer in self.sim.living() if peer.core.phase == "training"]
+        if len(training) > FEW:
+            self._on(lambda peer: peer.miscount())(name)
 
     def _clock(self, name: str, offset: float) -> None:
         self.sim.clocks[self.sim.peer_id(name)] = offset

@@ -10,6 +10,9 @@ from potluck.testing.scenario import HUB
 if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
 
+STEADY_S = 6.0
+"""Who was there and heard for so long is taken for living by everybody."""
+
 RECONNECT_S = 2.5
 """A peer finds a hub that is back within so long."""
 
@@ -22,7 +25,7 @@ class Machine:
         self.alive, self.born_at = True, sim.now
         self.clock_s = sim.clocks.get(peer, 0.0)
         self.hub_from = sim.now
-        self.steady_since = sim.now if sim.faults.hub_up else float("inf")
+        self.steady_since = sim.now
         self._paused_until = self._stalled_until = self._slow_until = 0.0
         self._pace = 1.0
         self._held_back: list[Callable[[], None]] = []
@@ -116,6 +119,11 @@ class Machine:
     def unheard(self, until: float) -> None:
         """Until then not everybody can know that this peer lives."""
         self.steady_since = max(self.steady_since, until)
+
+    @property
+    def steady(self) -> bool:
+        """Whether everybody has heard this peer for a while, and takes it for living."""
+        return self._sim.now - self.steady_since > STEADY_S
 
     @property
     def heard_by_all(self) -> bool:

@@ -38,6 +38,7 @@ FORMS = {
     "torn file {peer}": "some content that others have too is gone from its disk",
     "stall {peer} for {s}": "its trainer stands still while its network goes on",
     "diverge {peer}": "its model becomes NaN",
+    "miscount {peer}": "its next outer step comes out wrong, as from a faulty processor",
     "restart all from {peer}": "everybody is killed once its disk has all; all start again, the others empty",
     "clock {peer} {offset}": "its clock is off in the lives that begin from now on, as +1y, +3d or +20s",
     "loss {rate} for {s}": "so many messages of all are lost",
@@ -124,6 +125,7 @@ class World:
     full_disks: float = 0.5
     slows: float = 0.3
     divergences: float = 0.5
+    miscounts: float = 0.0  # of a swarm that shrinks to two, one of them wrong, nobody could tell which
     stalls: float = 0.5
     bursts: float = 0.5
     restarts: float = 0.2
@@ -151,6 +153,7 @@ RATES = (
     "full_disks",
     "slows",
     "divergences",
+    "miscounts",
     "stalls",
     "bursts",
     "restarts",
@@ -317,6 +320,7 @@ class _Author:
             "full_disks": lambda: ("full disk {peer} for {s}", (self._peer(), self._s(1, 12))),
             "slows": lambda: ("slow {peer} {factor}x for {s}", (self._peer(), 20.0, self._s(5, 40))),
             "divergences": lambda: ("diverge {peer}", (self._peer(),)),
+            "miscounts": lambda: ("miscount {peer}", (self._peer(),)),
             "stalls": lambda: ("stall {peer} for {s}", (self._peer(), self._s(1, 10))),
             "bursts": self._burst,
             "restarts": lambda: ("restart all from {peer}", (self._peer(),)),

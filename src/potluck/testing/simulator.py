@@ -21,7 +21,7 @@ from potluck.protocol.steward import Rules
 from potluck.protocol.view import RunView
 from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
-from potluck.testing.faults import STEADY_S, Faults
+from potluck.testing.faults import Faults
 from potluck.testing.referee import InvariantBroken, Referee
 from potluck.testing.scenario import Fault, Scenario, World, scenario
 from potluck.testing.world import SimPeer
@@ -36,6 +36,9 @@ SIZE = 40
 
 NOTES = 200_000
 """Notes that are kept; of longer runs the last ones."""
+
+SETTLED_S = 18.0
+"""So long after the last fault all rounds are as they should be."""
 
 NEIGHBOURS = 16
 """An announcement reaches all peers after one of so many different delays."""
@@ -260,7 +263,7 @@ class Simulation:
 
     def _check_held(self, commit: Commit, members: tuple[Member, ...]) -> None:
         """Two members held every part, unless for want of a second one that everybody has heard lately."""
-        there = [p for p in self.living() if p.me in members and self.now - p.machine.steady_since > STEADY_S]
+        there = [p for p in self.living() if p.me in members and p.machine.steady]
         held = min(len(self.announced.get(info.digest, ())) for info in commit.parts)
         if len(there) > 1 and held < 2:
             self.fail(f"round {commit.round} is committed, and a part of it was held by one only")
@@ -298,6 +301,11 @@ class Simulation:
             if core.catchup.round < head - 1 or core.phase != "training":
                 where = f"{core.phase} at round {core.catchup.round} of {head}: {core.activity}"
                 self.fail(f"{peer.name} is not at the head after calm: {where}")
+
+        for round_, seen in sorted(self.referee.commits.items()):
+            if seen.left_out and seen.at > self.world.duration_s + SETTLED_S:
+                names = ", ".join(self.named(member.peer) for member in seen.left_out)
+                self.fail(f"round {round_} leaves living members out in the calm: {names}")
 
     def fail(self, text: str) -> None:
         """Raise with what is needed to see it again."""

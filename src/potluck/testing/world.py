@@ -31,7 +31,7 @@ from potluck.store.contents import MemoryStore
 from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
 from potluck.wire.messages import Answer, Progress, PushContribution
-from potluck.wire.records import Chain, Commit, Genesis, Member, PartInfo, Reassign
+from potluck.wire.records import Chain, Commit, Genesis, Member, Open, PartInfo, Reassign
 
 if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
@@ -59,7 +59,7 @@ class SimPeer:
         self._in_flight = 0.0
         self._local: Vector | None = None
         self._shared: Vector
-        self._diverged = False
+        self._diverged = self._miscounts = False
         self._stepped_at = sim.now
         self._carries: list[Carry] = []
         self._cut: tuple[int, int] | None = None
@@ -130,6 +130,8 @@ class SimPeer:
             body = entry.record.body
             if isinstance(body, Genesis):
                 self._state = PeerState(self.store, self.sim.recipe, body)
+            if isinstance(body, Open) and self.core.catchup.round == body.round - 1:
+                self.sim.referee.excused.discard(self.name)
             self.core.followed(entry, self.machine.now)
             if isinstance(body, Commit):
                 self.sim.committed(entry, self)
@@ -172,6 +174,10 @@ class SimPeer:
     def diverge(self) -> None:
         """The model becomes NaN."""
         self._diverged = True
+
+    def miscount(self) -> None:
+        """The next outer step comes out wrong."""
+        self._miscounts = True
 
     def _boundary(self) -> None:
         assert self._local is not None
@@ -266,11 +272,17 @@ class SimPeer:
     def _reduce(self, effect: Reduce) -> None:
         assert self._state is not None
         where = (effect.round, effect.attempt, effect.part)
+        if not self.core.reduces(*where):
+            self.core.reduced(*where, None, ())
+            return
         try:
             info, refused = self._state.reduce(*where, effect.contributors)
         except StoreError:
             self.later(AILING_S, lambda: self._settle(lambda _: self.core.reduced(*where, None, ()), None))
             return
+        exchange, raw = self.core.exchange, self.store.get(info.digest) if info else None
+        if info is not None and raw is not None and exchange is not None:
+            self.sim.referee.reduced(self.me, where[:2], exchange.members, info, raw)
         self.core.reduced(*where, info, refused)
         self.poll()
 
@@ -288,9 +300,16 @@ class SimPeer:
         assert self._state.plane is not None
         plane = self._state.plane
         if isinstance(effect, Apply):
+            if self._miscounts:
+                self._miscounts = False
+                wrong = np.float32(self._speed / 100)  # no two are wrong in the same way
+                plane.theta[0] += wrong
+                carry.theta[0] += wrong
+                self.sim.referee.excused.add(self.name)
             self.sim.referee.applied(self.me, self.name, effect.commit, plane.digest)
         else:
             self.sim.referee.state(self.name, plane.round, plane.digest)
+            self.sim.referee.residuals.forget(self.me)
         self._take(carry)
         self.core.applied(plane.round, plane.digest, loaded=isinstance(effect, LoadSnapshot))
         self.poll()
