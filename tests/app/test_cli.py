@@ -18,7 +18,7 @@ from potluck.wire.invite import Invite
 from . import shells as command
 from .shells import summary
 
-COMMANDS = ("hub", "host", "join", "leave", "status", "export", "demo")
+COMMANDS = ("hub", "host", "join", "leave", "status", "export", "demo", "sim")
 
 
 def invite(expires: int = 0) -> str:

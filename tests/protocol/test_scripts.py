@@ -6,29 +6,18 @@ After a change that is meant, ``python -m tests.protocol.test_scripts`` writes t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from potluck.store.contents import MemoryStore
-from potluck.testing.simulator import Simulation, World
+from potluck.testing.scenario import CALM
+from potluck.testing.simulator import Simulation
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
-QUIET = World(
-    peers=3,
-    loss=0.0,
-    crashes=0,
-    joins=0,
-    pauses=0,
-    partitions=0,
-    hub_outages=0,
-    torn=0,
-    divergences=0,
-    stalls=0,
-    duration_s=22.0,
-    calm_s=1.0,
-)
+QUIET = replace(CALM, peers=3, duration_s=22.0, calm_s=1.0)
 
 
 def in_round(sim: Simulation, action: Callable[[], None]) -> None:
@@ -67,12 +56,7 @@ def dialogue(script: Callable[[Simulation], None]) -> str:
     script(sim)
     sim.run()
     lines = [f"# {script.__doc__}", ""]
-    names: dict[str, str] = {}
-    for at_s, who, text in sim.outcome.notes:
-        names.setdefault(who, f"peer{len(names) + 1}")
-        for name, short in names.items():
-            text = text.replace(name, short)
-        lines.append(f"{at_s:5.1f} {names[who]}: {text}")
+    lines += [f"{at_s:5.1f} {who}: {text}" for at_s, who, text in sim.outcome.notes]
     return "\n".join(lines) + "\n"
 
 

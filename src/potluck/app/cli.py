@@ -341,6 +341,31 @@ def demo(
     return code
 
 
+@command
+def sim(
+    out: Output,
+    seed: Annotated[int, typer.Option(min=0, help="What all chance follows from.")] = 0,
+    peers: Annotated[int, typer.Option(min=1, max=10_000)] = 6,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Virtual time with faults; a calm one follows.")
+    ] = 5,
+    faults: Annotated[str, typer.Option(help="none, light or heavy.")] = "light",
+    scenario: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What goes wrong, as text, instead of all that.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=0, help="Instead, the small worlds of so many seeds from this one on.")
+    ] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes for many seeds.")] = 2,
+    shrink: Annotated[bool, typer.Option(help="Look for the smallest scenario that still fails.")] = True,
+    show: Annotated[bool, typer.Option("--print", help="Only print the scenario, to be edited.")] = False,
+) -> int:
+    """A swarm in virtual time, with faults made up from a seed: is every invariant kept?"""
+    from potluck.app.sim import Wanted, simulate
+
+    return simulate(out, Wanted(seed, peers, minutes, faults, scenario, seeds, jobs, shrink, show))
+
+
 def main() -> None:
     """Run the command that the process's arguments name, and end the process with its exit code."""
     try:

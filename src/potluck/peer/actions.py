@@ -256,7 +256,10 @@ class Actions:
 
     async def _reduce(self, effect: Reduce) -> None:
         where = (effect.round, effect.attempt, effect.part)
-        outcome = await self._stored(self.state.reduce, *where, effect.contributors)
+        # A process that was stopped comes to this when the part is another's by now. Both may get the same
+        # bytes, and each would then keep the residual.
+        ours = self.core.reduces(*where)
+        outcome = await self._stored(self.state.reduce, *where, effect.contributors) if ours else None
         info, refused = outcome if outcome is not None else (None, ())
         self.core.reduced(*where, info, refused)
         self._changed()

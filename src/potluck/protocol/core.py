@@ -297,6 +297,10 @@ class PeerCore:
             return Answer(False, f"round {push.round} is not open here yet", retry=True)
         return Answer(False, f"round {push.round}, attempt {push.attempt} is closed: late")
 
+    def reduces(self, round_: int, attempt: int, part: int) -> bool:
+        """Whether a part is still ours to reduce; what has become another's would be counted twice."""
+        return self._in(round_, attempt) and self._exchange().reduces(part)
+
     def reduced(
         self, round_: int, attempt: int, part: int, info: PartInfo | None, refused: tuple[int, ...]
     ) -> None:

@@ -83,6 +83,10 @@ class Exchange:
         """Tokens in our own contribution; None before the cut, 0 if there was nothing to give."""
         return self._weight
 
+    def reduces(self, part: int) -> bool:
+        """Whether a part is ours to reduce."""
+        return self._reducers[part] == self.index
+
     def follow(self, open_: OpenRound, now: float) -> None:
         """Take reassignments over: a part that comes to us starts its grace period anew."""
         for part, (old, new) in enumerate(zip(self._reducers, open_.reducers, strict=True)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Protocol
 
+from potluck.errors import StoreError
 from potluck.wire.codec import digest
 
 
@@ -31,13 +32,19 @@ class Contents(Protocol):
 
 
 class MemoryStore:
-    """A store in memory, for simulations: content survives as long as the object does."""
+    """A store in memory, for simulations: content survives as long as the object does.
+
+    While it is ``full``, ``put`` raises ``StoreError``, as a disk does that has no room.
+    """
 
     def __init__(self) -> None:
         self._found: dict[str, bytes] = {}
+        self.full = False
 
     def put(self, raw: bytes | memoryview) -> str:
         name = digest(raw)
+        if self.full:
+            raise StoreError(f"{len(raw)} bytes can't be stored: the disk is full")
         self._found[name] = bytes(raw)
         return name
 

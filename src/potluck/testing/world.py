@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from potluck.data.leases import LeaseQueue
+from potluck.errors import StoreError
 from potluck.peer.dataplane import Carry, Vector, carried
 from potluck.peer.state import Contribution, Missing, PeerState
 from potluck.protocol.core import PeerCore
@@ -31,9 +32,10 @@ from potluck.protocol.effects import (
     WriteSnapshot,
 )
 from potluck.store.contents import MemoryStore
+from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
 from potluck.wire.messages import Answer, Progress, PushContribution
-from potluck.wire.records import Chain, Commit, Genesis, Member, PartInfo, Reassign
+from potluck.wire.records import Chain, Commit, Genesis, Member, Open, PartInfo, Reassign
 
 if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
@@ -44,28 +46,27 @@ LEASE = 40
 SILENCE_S = 4.0
 WAKE_S = 0.02
 
+AILING_S = 1.0
+"""Pause after a disk refused something, as ``peer.actions`` makes it."""
+
 
 class SimPeer:
     """One life of one peer. ``speed`` is in tokens/s."""
 
     def __init__(self, sim: Simulation, me: Member, core: PeerCore, store: MemoryStore, speed: float) -> None:
         self.sim, self.me, self.core, self.store = sim, me, core, store
-        self.name = f"{me.peer[:4]}.{int(me.session, 16)}"
-        self.alive, self.paused = True, False
-        self.hub_from = sim.now
-        self.steady_since = sim.now if sim.hub_up else float("inf")
+        self.name = me.peer[:8]
+        self.machine = Machine(sim, me.peer)
+        self._step_s = self._step_due_s = STEP_S
         self._speed = speed
         self._chain = Chain()
         self._state: PeerState | None = None
-        self._held_back: list[Callable[[], None]] = []
         self._tokens = 0.0
         self._in_flight = 0.0
         self._data = LeaseQueue()
         self._local: Vector | None = None
         self._shared: Vector
-        self._diverged = False
-        self._stalled_until = 0.0
-        self._waiting = False
+        self._diverged = self._miscounts = self._waiting = False
         self._stepped_at = sim.now
         self._carries: list[Carry] = []
         self._cut: tuple[int, int] | None = None
@@ -89,27 +90,7 @@ class SimPeer:
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         """Do something later, if this life lasts and is not paused (then: once it goes on)."""
-        self.sim.at(delay_s, lambda: self._do(action))
-
-    def _do(self, action: Callable[[], None]) -> None:
-        if not self.alive:
-            return
-        if self.paused:
-            self._held_back.append(action)
-        else:
-            action()
-
-    def pause(self) -> None:
-        """SIGSTOP."""
-        self.paused, self.steady_since = True, float("inf")
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self.paused = False
-        self.steady_since = max(self.sim.now, self.hub_from) if self.sim.hub_up else float("inf")
-        held, self._held_back = self._held_back, []
-        for action in held:
-            self.later(0.0, action)
+        self.sim.at(delay_s, lambda: self.machine.do(action))
 
     def _beat(self) -> None:
         self._announce()
@@ -126,32 +107,32 @@ class SimPeer:
             leased=self._data.leased,
             wants=max(0, LEASE - self._data.left) if 2 * self._data.left < LEASE else 0,
             waiting=self._waiting,
-            step_s=STEP_S,
+            step_s=self._step_s,
             idle_s=0.0 if self._waiting else self.sim.now - self._stepped_at,
             loss=loss,
         )
-        self.sim.broadcast(self.core.announcement(base, self.sim.now))
+        self.sim.broadcast(self.core.announcement(base, self.machine.now))
 
     def hear(self, progress: Progress) -> None:
         """An announcement came."""
-        self._do(partial(self._hear, progress))
+        self.machine.do(partial(self._hear, progress))
 
     def _hear(self, progress: Progress) -> None:
-        if self.core.heard(progress, self.sim.now):
+        if self.core.heard(progress, self.machine.now):
             self.poll()
 
     # -- the ledger ------------------------------------------------------------------------------
 
     def read_ledger(self) -> None:
         """Records may have come."""
-        self._do(self._follow)
+        self.machine.do(self._follow)
 
     def _poll_ledger(self) -> None:
         self._follow()
         self.later(1.0, self._poll_ledger)
 
     def _follow(self) -> None:
-        if not self.connected:
+        if not self.machine.connected:
             return
         while self._chain.sequence < len(self.sim.ledger):
             sequence = self._chain.sequence + 1
@@ -159,7 +140,9 @@ class SimPeer:
             body = entry.record.body
             if isinstance(body, Genesis):
                 self._state = PeerState(self.store, self.sim.recipe, body)
-            self.core.followed(entry, self.sim.now)
+            if isinstance(body, Open) and self.core.catchup.round == body.round - 1:
+                self.sim.referee.excused.discard(self.name)
+            self.core.followed(entry, self.machine.now)
             if isinstance(body, Commit):
                 self.sim.committed(entry, self)
             elif isinstance(body, Reassign):
@@ -170,8 +153,9 @@ class SimPeer:
 
     def _step(self) -> None:
         """One inner step, after the boundary at which state and cuts are exchanged with the trainer."""
-        self.later(max(STEP_S, self._stalled_until - self.sim.now), self._step)
-        if not self.steps:
+        self._step_s, self._step_due_s = self._step_due_s, STEP_S * self.machine.pace
+        self.later(max(self._step_due_s, self.machine.stalled_s), self._step)
+        if not self.machine.steps:
             return
         self._stepped_at = self.sim.now
         if self._local is None and self._carries:
@@ -196,6 +180,7 @@ class SimPeer:
         noise = self._rng.standard_normal(self._local.size).astype(np.float32)
         self._local = self._local + np.float32(self.sim.world.learning) * (noise - self._local)
         self._data.stepped()
+        # Tokens of a step stay what they are: a slow one takes longer over them.
         self._tokens += tokens
         self.sim.referee.steps(self.me, self._local - before, tokens)
 
@@ -210,23 +195,13 @@ class SimPeer:
             self._in_flight = 0.0
         self._carries.append(carry)
 
-    @property
-    def connected(self) -> bool:
-        """Whether the hub can be reached from here."""
-        return self.sim.hub_up and self.sim.now >= self.hub_from
-
-    @property
-    def steps(self) -> bool:
-        """Whether training goes on here."""
-        return not self.paused and self.sim.now >= self._stalled_until
-
-    def stall(self, seconds: float) -> None:
-        """The trainer stands still, as one that evaluates does."""
-        self._stalled_until = self.sim.now + seconds
-
     def diverge(self) -> None:
         """The model becomes NaN."""
         self._diverged = True
+
+    def miscount(self) -> None:
+        """The next outer step comes out wrong."""
+        self._miscounts = True
 
     def _boundary(self) -> None:
         assert self._local is not None
@@ -272,13 +247,15 @@ class SimPeer:
 
     def _decide(self) -> None:
         """Carry out what the core decides, and come back when it wants."""
-        now = self.sim.now
-        if self._next_poll > now + WAKE_S / 2:
+        if self._next_poll > self.sim.now + WAKE_S / 2:
             return
         self._next_poll = float("inf")
-        for effect in self.core.poll(now):
+        effects = self.core.poll(self.machine.now)
+        for effect in effects:
             self._carry_out(effect)
-        self._wake(self.core.deadline(now))
+        if any(isinstance(effect, Announce) for effect in effects):
+            self._announce()
+        self._wake(self.core.deadline(self.machine.now) - self.machine.clock_s)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -289,13 +266,13 @@ class SimPeer:
             case SendContribution():
                 self._send_contribution(effect)
             case Reduce():
-                self.later(0.02, partial(self._reduce, effect))
+                self.later(0.02 * self.machine.pace, partial(self._reduce, effect))
             case SendResult():
                 self._send_result(effect)
             case Fetch():
                 self._fetch(effect)
             case Apply() | LoadSnapshot():
-                self.later(0.05, partial(self._change_state, effect))
+                self.later(0.05 * self.machine.pace, partial(self._change_state, effect))
             case WriteSnapshot():
                 self._write_snapshot(effect)
             case Drop():
@@ -308,10 +285,9 @@ class SimPeer:
                 self._data.revoke()
                 if self._state is not None and self._state.plane is not None:
                     self._take(Carry(self._state.abandon(), None))
-            case Announce():
-                self._announce()
+                    self.sim.referee.residuals.abandon(self.me)
             case Note():
-                self.sim.outcome.notes.append((self.sim.now, self.name, effect.text))
+                self.sim.note(self.name, effect.text)
 
     def _append(self, effect: Append) -> None:
         if isinstance(effect.body, Commit):
@@ -320,16 +296,27 @@ class SimPeer:
         after = self._chain.sequence
 
         def arrive() -> None:
-            ok = self.connected and self.sim.append(raw, after)
-            reason = "" if ok else "another record was first" if self.connected else "the hub is away"
-            self.later(self.sim.delay(), lambda: self.core.appended(ok, reason))
+            ok = self.machine.sends and self.sim.append(raw, after)
+            reason = "" if ok else "another record was first" if self.machine.connected else "the hub is away"
+            if self.machine.hears:
+                self.later(self.sim.delay(), lambda: self.core.appended(ok, reason))
 
         self.sim.at(self.sim.delay(), arrive)
 
     def _reduce(self, effect: Reduce) -> None:
         assert self._state is not None
         where = (effect.round, effect.attempt, effect.part)
-        info, refused = self._state.reduce(*where, effect.contributors)
+        if not self.core.reduces(*where):
+            self.core.reduced(*where, None, ())
+            return
+        try:
+            info, refused = self._state.reduce(*where, effect.contributors)
+        except StoreError:
+            self.later(AILING_S, lambda: self._settle(lambda _: self.core.reduced(*where, None, ()), None))
+            return
+        exchange, raw = self.core.exchange, self.store.get(info.digest) if info else None
+        if info is not None and raw is not None and exchange is not None:
+            self.sim.referee.reduced(self.me, where[:2], exchange.members, info, raw)
         self.core.reduced(*where, info, refused)
         self.poll()
 
@@ -347,16 +334,29 @@ class SimPeer:
         assert self._state.plane is not None
         plane = self._state.plane
         if isinstance(effect, Apply):
+            if self._miscounts:
+                self._miscounts = False
+                wrong = np.float32(self._speed / 100)  # no two are wrong in the same way
+                plane.theta[0] += wrong
+                carry.theta[0] += wrong
+                self.sim.referee.excused.add(self.name)
             self.sim.referee.applied(self.me, self.name, effect.commit, plane.digest)
         else:
             self.sim.referee.state(self.name, plane.round, plane.digest)
+            self.sim.referee.residuals.forget(self.me)
         self._take(carry)
         self.core.applied(plane.round, plane.digest, loaded=isinstance(effect, LoadSnapshot))
         self.poll()
 
     def _write_snapshot(self, effect: WriteSnapshot) -> None:
         assert self._state is not None
-        snapshot = self._state.write_snapshot()
+        if self.core.catchup.round != effect.round:
+            return
+        try:
+            snapshot = self._state.write_snapshot()
+        except StoreError:
+            self.later(AILING_S, partial(self._write_snapshot, effect))
+            return
         if snapshot.round == effect.round:
             self.core.snapshot_written(snapshot)
 
@@ -375,12 +375,23 @@ class SimPeer:
             target = sim.peers.get(to)
             if target is None:
                 back(None)
-            elif not sim.reachable(self.me.peer, to) or sim.random.random() < sim.loss:
+                return
+            gets_there = sim.reachable(self.me.peer, to) and not sim.happens("loss")
+            reply = serve(target) if gets_there else None
+            if not gets_there or sim.faults.cuts(to, self.me.peer) or sim.happens("loss"):
                 self.later(SILENCE_S, lambda: self._settle(answered, None))
             else:
-                back(serve(target))
+                back(reply)
 
+        def again() -> None:
+            target = sim.peers.get(to)
+            if target is not None and sim.reachable(self.me.peer, to):
+                serve(target)
+
+        sim.outcome.requests += 1
         sim.at(sim.delay(), arrive)
+        if sim.happens("duplicate"):
+            sim.at(sim.delay(), again)
 
     def _settle(self, answered: Callable[[object], None], reply: object) -> None:
         answered(reply)
@@ -394,8 +405,9 @@ class SimPeer:
 
         def answered(reply: object) -> None:
             answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.sent(*where, effect.to, None, answer, self.sim.now)
+            self.core.sent(*where, effect.to, None, answer, self.machine.now)
 
+        self.sim.outcome.request_bytes += len(given.raw)
         self._request(effect.to, lambda peer: peer.take_contribution(push, self.me, given.raw), answered)
 
     def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
@@ -421,22 +433,32 @@ class SimPeer:
 
         def answered(reply: object) -> None:
             answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.sent(*where, effect.to, effect.digest, answer, self.sim.now)
+            self.core.sent(*where, effect.to, effect.digest, answer, self.machine.now)
 
         if raw is not None and info is not None:
+            self.sim.outcome.request_bytes += len(raw)
             self._request(effect.to, lambda peer: peer.take_result(*where[:2], info, raw), answered)
 
     def take_result(self, round_: int, attempt: int, info: PartInfo, raw: bytes) -> Answer:
         """A reducer's result came."""
-        self.store.put(raw)
+        if not self._keep(raw):
+            return Answer(False, "it could not be kept", retry=True)
         self.core.result(round_, attempt, info)
         self.poll()
         return Answer(True)
 
+    def _keep(self, raw: bytes) -> bool:
+        """Store content that came from elsewhere, if the disk takes it."""
+        try:
+            self.store.put(raw)
+        except StoreError:
+            return False
+        return True
+
     def _fetch(self, effect: Fetch) -> None:
         def answered(reply: object) -> None:
             if isinstance(reply, bytes):
-                self.store.put(reply)
-            self.core.fetched(effect.digest, isinstance(reply, bytes), self.sim.now)
+                self.sim.outcome.request_bytes += len(reply)
+            self.core.fetched(effect.digest, isinstance(reply, bytes) and self._keep(reply), self.machine.now)
 
         self._request(effect.source, lambda peer: peer.store.get(effect.digest), answered)

@@ -1,0 +1,88 @@
+"""What lossy encoding took from members and reducers, in float64, beside the system's own account of it.
+
+A member owes what its last counted contribution lost; a reducer what its last counted result lost, and hands
+that on with its own next contribution when another peer reduces the part. Forgotten or counted twice, either
+shows in the next thing sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potluck.peer.dataplane import MAX_SHARE
+from potluck.wire.records import Commit, Member, PartInfo
+
+Exact = NDArray[np.float64]
+Key = tuple[int, int]
+
+ROUNDING = 3e-5
+"""How far fp32 arithmetic may take what is sent from this account."""
+
+STEP = 0.51 / 127
+"""A value loses at most half a step of int8 of the largest in its part, and some rounding."""
+
+
+class Residuals:
+    """The account of every life.
+
+    Args:
+        bounds: ranges of the parts in a vector of [n] values.
+    """
+
+    def __init__(self, n: int, bounds: Sequence[slice]) -> None:
+        self._n, self._bounds = n, bounds
+        self._up: dict[Member, Exact] = {}
+        self._down: dict[Member, dict[int, Exact]] = {}
+        self._cuts: dict[Member, tuple[Key, Exact, Exact]] = {}
+        self._results: dict[Member, dict[tuple[int, str], Exact]] = {}
+
+    def forget(self, member: Member) -> None:
+        """A life takes another state over: what it owed belongs to the old one."""
+        for account in (self._up, self._down, self._cuts, self._results):
+            account.pop(member, None)
+
+    def abandon(self, member: Member) -> None:
+        """A life's work since the last commit went to others, and what it owed as a member with it."""
+        for account in (self._up, self._cuts):
+            account.pop(member, None)
+
+    def cut(self, member: Member, key: Key, progress: Exact, decoded: Exact) -> float:
+        """A contribution is encoded; returns by how much it is off from progress and residual [n], over what
+        encoding may cost.
+        """
+        total = progress + self._up.get(member, 0.0)
+        self._cuts[member] = key, total, decoded
+        return max(_over(total[bounds], decoded[bounds]) for bounds in self._bounds)
+
+    def reduced(self, member: Member, info: PartInfo, mean: Exact, decoded: Exact) -> float:
+        """A part is reduced; returns by how much it is off from mean and residual, as ``cut`` does."""
+        total = mean + self._down.get(member, {}).get(info.part, 0.0)
+        self._results.setdefault(member, {})[info.part, info.digest] = total
+        return _over(total, decoded)
+
+    def applied(self, member: Member, commit: Commit, index: int | None, decoded: Sequence[Exact]) -> None:
+        """A peer took the outer step of a round, whose results decode so; ``index`` is its place in it."""
+        key, total, sent = self._cuts.pop(member, ((0, 0), None, None))
+        results = self._results.pop(member, {})
+        up = self._up.setdefault(member, np.zeros(self._n))
+        down = self._down.setdefault(member, {})
+        for info, bounds, result in zip(commit.parts, self._bounds, decoded, strict=True):
+            weight = dict(info.contributors).get(index) if index is not None else None
+            if weight is not None and key == (commit.round, commit.attempt):
+                assert total is not None
+                assert sent is not None
+                up[bounds] = total[bounds] - sent[bounds]
+            ours = results.get((info.part, info.digest))
+            if ours is not None:
+                down[info.part] = ours - result
+            elif weight is not None and info.part in down:
+                up[bounds] += min(info.weight / weight, MAX_SHARE) * down.pop(info.part)
+
+
+def _over(meant: Exact, sent: Exact) -> float:
+    """By how much a value is off, beyond what encoding and rounding may cost."""
+    largest = float(np.abs(meant).max())
+    return float(np.abs(meant - sent).max()) - STEP * largest - ROUNDING * (1 + largest)

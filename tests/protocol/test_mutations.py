@@ -1,0 +1,296 @@
+"""Tests of the tests: bugs planted on purpose, each of which the simulator catches within a few seeds.
+
+A bug changes the product, never the simulator. If one goes uncaught, either the referee looks away, or
+another rule of the protocol makes up for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from potluck.codecs.feedback import ErrorFeedback
+from potluck.peer import dataplane, state
+from potluck.peer.dataplane import DataPlane
+from potluck.peer.state import PeerState
+from potluck.protocol import steward, swarm
+from potluck.protocol.catchup import Catchup
+from potluck.protocol.core import PeerCore
+from potluck.protocol.exchange import Exchange
+from potluck.protocol.steward import Decision
+from potluck.protocol.swarm import Swarm
+from potluck.testing import world
+from potluck.testing.scenario import CALM, HEAVY, World, scenario
+from potluck.testing.shrink import failure_of
+from potluck.wire.messages import Answer, PushContribution
+from potluck.wire.records import Commit
+
+Patch = pytest.MonkeyPatch
+
+ROUGH = replace(HEAVY, peers=4, duration_s=40.0, calm_s=25.0)
+QUIET = replace(CALM, peers=4, duration_s=30.0, calm_s=25.0)
+DEATHS = replace(QUIET, peers=5, crashes=2, duration_s=60.0, bound_s=15.0)
+"""Nothing but deaths, after each of which a commit follows within 15 s."""
+
+
+WRONG = replace(QUIET, peers=5, miscounts=4)
+"""Nothing but outer steps that come out wrong."""
+
+AWAY = replace(QUIET, peers=3, hub_outages=8, duration_s=60.0, loss=0.1)
+"""A hub that comes and goes, and messages that are lost."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """How a bug is planted, what then is said, in which world, and within how many seeds."""
+
+    plant: Callable[[Patch], None]
+    broke: str
+    world: World = ROUGH
+    seeds: int = 12
+
+
+def one_holder(patch: Patch) -> None:
+    """A round is committed as soon as one member holds each part."""
+
+    def hasty(*values: Any, **more: Any) -> Any:
+        return 1 if len(values) == 2 and values[0] == 2 else min(*values, **more)
+
+    patch.setattr(steward, "min", hasty, raising=False)
+
+
+def counted_twice(patch: Patch) -> None:
+    """The last contribution to a part is reduced twice."""
+    reduce = DataPlane.reduce
+
+    def doubling(self: DataPlane, part: int, contributions: Any) -> Any:
+        raw, info, refused = reduce(self, part, [*contributions, contributions[-1]])
+        named = tuple(dict(info.contributors).items()) if info else ()
+        return raw, type(info)(info.part, info.digest, info.size, named) if info else None, refused
+
+    patch.setattr(DataPlane, "reduce", doubling)
+
+
+def digest_reused(patch: Patch) -> None:
+    """A reducer names its results by their part alone: two of them have one digest."""
+    patch.setattr(dataplane, "digest", lambda raw: f"{len(raw):064x}")
+
+
+def weights_swapped(patch: Patch) -> None:
+    """Contributors are reduced in another order than their weights."""
+    mean = dataplane.weighted_mean
+    patch.setattr(dataplane, "weighted_mean", lambda values, weights: mean(values, weights[::-1]))
+
+
+def parts_out_of_order(patch: Patch) -> None:
+    """A peer applies two parts in each other's place, if it is the first of the members."""
+    apply = DataPlane.apply
+
+    def broken(self: DataPlane, commit: Commit, raws: Any, index: int | None) -> Any:
+        return apply(self, commit, [raws[1], raws[0], *raws[2:]] if index == 0 else raws, index)
+
+    patch.setattr(DataPlane, "apply", broken)
+
+
+def contributors_ignored(patch: Patch) -> None:
+    """Whoever cut takes its progress for included, also in parts that came without it."""
+    apply = DataPlane.apply
+
+    def broken(self: DataPlane, commit: Commit, raws: Any, index: int | None) -> Any:
+        carry = apply(self, commit, raws, index)
+        return replace(carry, origin=carry.origin if index is None else carry.theta * 0 + self.theta)
+
+    patch.setattr(DataPlane, "apply", broken)
+
+
+def carry_lost(patch: Patch) -> None:
+    """A new shared state replaces the model in training, and with it the progress since the cut."""
+    patch.setattr(world, "carried", lambda local, carries: carries[-1].theta.copy())
+
+
+def member_residual_forgotten(patch: Patch) -> None:
+    """What encoding took from a contribution is not given with the next one."""
+
+    def add(self: ErrorFeedback, values: Any) -> Any:
+        return np.add(self.residual if self.residual.size < 40 else 0, values).astype(np.float32)
+
+    patch.setattr(ErrorFeedback, "add", add)
+
+
+def reducer_residual_forgotten(patch: Patch) -> None:
+    """What encoding took from a result is not in the next one."""
+    patch.setattr(ErrorFeedback, "settle", lambda self, total, sent: None)
+
+
+def residual_not_handed_on(patch: Patch) -> None:
+    """A part goes to another reducer, and the old one drops what it owed."""
+
+    def settle(self: DataPlane, info: Any, decoded: Any, index: int | None, bounds: slice) -> None:
+        ours = self._results.get((info.part, info.digest))
+        if ours is not None:
+            self._down[info.part].settle(ours, decoded)
+        else:
+            self._down.pop(info.part, None)
+
+    patch.setattr(DataPlane, "_settle_down", settle)
+
+
+def momentum_not_saved(patch: Patch) -> None:
+    """Snapshots are written without the momentum."""
+    files = state.snapshot_files
+    patch.setattr(state, "snapshot_files", lambda tensors, theta, v: files(tensors, theta, v * 0))
+
+
+def ack_skipped(patch: Patch) -> None:
+    """What was refused for the moment counts as delivered, and is not sent again."""
+    sent = Exchange.sent
+
+    def broken(
+        self: Exchange, part: int, to: str, digest: str | None, ok: bool, retry: bool, now: float
+    ) -> None:
+        sent(self, part, to, digest, ok, False, now)
+
+    patch.setattr(Exchange, "sent", broken)
+
+
+def stale_contribution(patch: Patch) -> None:
+    """Contributions to an earlier attempt of the round are reduced into the one that is open."""
+    reduce, routed = PeerState.reduce, PeerCore._routed
+
+    def any_attempt(self: PeerState, round_: int, attempt: int, part: int, contributors: Any) -> Any:
+        for (r, a, p, index), found in sorted(self._inbox.items()):
+            if (r, p) == (round_, part) and a < attempt:
+                self._inbox[round_, attempt, part, index] = found
+        return reduce(self, round_, attempt, part, contributors)
+
+    def let_in(self: PeerCore, push: PushContribution) -> Answer | None:
+        here = self.exchange is not None and self.exchange.round == push.round
+        return None if here and push.attempt < self.exchange.attempt else routed(self, push)  # type: ignore
+
+    patch.setattr(PeerState, "reduce", any_attempt)
+    patch.setattr(PeerCore, "_routed", let_in)
+
+
+def decides_deaf(patch: Patch) -> None:
+    """A peer that hears nobody, not even itself, thinks itself the only one left."""
+    patch.setattr(Swarm, "deaf", lambda self, now: False)
+    patch.setattr(Swarm, "_time", lambda self, now: now)
+
+
+def dropped_too_early(patch: Patch) -> None:
+    """With a new snapshot the parts of the commits since go too."""
+    drop = PeerCore._drop
+
+    def broken(self: PeerCore) -> Any:
+        commits, self.view.commits = self.view.commits, {}
+        try:
+            return drop(self)
+        finally:
+            self.view.commits = commits
+
+    patch.setattr(PeerCore, "_drop", broken)
+
+
+def reducer_not_replaced(patch: Patch) -> None:
+    """Nobody takes over what a dead reducer was to reduce."""
+    patch.setattr(steward, "_replace", lambda *_: Decision(None, "never"))
+
+
+def nobody_ever_dies(patch: Patch) -> None:
+    """Presence does not expire."""
+    patch.setattr(swarm, "EXPIRY_S", 1e9)
+
+
+def drift_unnoticed(patch: Patch) -> None:
+    """A peer whose state is not the others' goes on with it."""
+    patch.setattr(Catchup, "drifted", lambda self: None)
+
+
+def no_patience(patch: Patch) -> None:
+    """A reducer reduces what it has, and waits for nobody."""
+    init = Exchange.__init__
+
+    def hasty(self: Exchange, *values: Any) -> None:
+        init(self, *values)
+        self._grace_s = 0.0
+
+    patch.setattr(Exchange, "__init__", hasty)
+
+
+def tokens_counted_by_part(patch: Patch) -> None:
+    """A commit counts its tokens once for each part."""
+    commit = steward._commit
+
+    def broken(open_: Any, infos: Any, *rest: Any) -> Decision:
+        decision = commit(open_, infos, *rest)
+        assert isinstance(decision.body, Commit)
+        tokens = int(sum(info.weight for info in infos))
+        body = Commit(
+            *(getattr(decision.body, f) if f != "tokens" else tokens for f in Commit.__struct_fields__)
+        )
+        return Decision(body, decision.reason)
+
+    patch.setattr(steward, "_commit", broken)
+
+
+def fetch_not_repeated(patch: Patch) -> None:
+    """A fetch that failed is taken for one under way."""
+    fetched = Catchup.fetched
+
+    def broken(self: Catchup, digest: str, ok: bool, now: float) -> None:
+        if ok:
+            fetched(self, digest, ok, now)
+
+    patch.setattr(Catchup, "fetched", broken)
+
+
+MUTATIONS = [
+    Mutation(one_holder, "held by one only"),
+    Mutation(counted_twice, "not the mean"),
+    Mutation(digest_reused, "nobody has it"),
+    Mutation(weights_swapped, "not the mean"),
+    Mutation(parts_out_of_order, "has state"),
+    Mutation(contributors_ignored, "own progress"),
+    Mutation(carry_lost, "own progress"),
+    Mutation(member_residual_forgotten, "progress and residual"),
+    Mutation(reducer_residual_forgotten, "the mean and the residual"),
+    Mutation(residual_not_handed_on, "progress and residual"),
+    Mutation(momentum_not_saved, "CorruptData"),
+    Mutation(ack_skipped, "leaves living members out"),
+    Mutation(stale_contribution, "the mean and the residual"),
+    Mutation(decides_deaf, "held by one only", AWAY),
+    Mutation(drift_unnoticed, "has state", WRONG),
+    Mutation(dropped_too_early, "nobody has it"),
+    Mutation(reducer_not_replaced, "no commit for 15 s", DEATHS),
+    Mutation(nobody_ever_dies, "no commit for 15 s", DEATHS),
+    Mutation(no_patience, "leaves living members out"),
+    Mutation(tokens_counted_by_part, "tokens, its contributors"),
+    Mutation(fetch_not_repeated, "not at the head after calm"),
+]
+
+
+def failure(world_: World, seed: int) -> str | None:
+    """What the world of a seed breaks."""
+    broken, _ = failure_of(scenario(seed, world_))
+    return str(broken).partition("\n")[0] if broken is not None else None
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.plant.__name__)
+def test_a_planted_bug_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutation.plant(monkeypatch)
+    said = (failure(mutation.world, seed) for seed in range(mutation.seeds))
+    first = next(filter(None, said), None)
+    assert first is not None, f"{mutation.plant.__doc__} Nothing notices in {mutation.seeds} seeds"
+    assert re.search(mutation.broke, first), first
+
+
+@pytest.mark.parametrize("name", ["ROUGH", "QUIET", "DEATHS", "WRONG", "AWAY"])
+def test_without_a_bug_nothing_is_said_in_these_worlds(name: str) -> None:
+    world_: World = globals()[name]
+    most = max((mutation.seeds for mutation in MUTATIONS if mutation.world is world_), default=5)
+    assert [said for seed in range(most) if (said := failure(world_, seed))] == []
