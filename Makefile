@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS := $(BIN)/pytest -q
 
-.PHONY: demo test test-fast test-integration lint types bench bench-short clean
+.PHONY: demo test test-fast test-integration lint types sim sim-nightly bench bench-short clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -26,6 +26,13 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+# Small worlds in virtual time, each from its seed: about five minutes on two cores, and a night.
+sim: $(READY)
+	$(BIN)/potluck sim --seeds 5000
+
+sim-nightly: $(READY)
+	$(BIN)/potluck sim --seeds 100000
 
 bench: $(READY)
 	$(BIN)/python bench/demo_recipe.py

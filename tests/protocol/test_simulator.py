@@ -1,4 +1,4 @@
-"""Whole swarms in virtual time: hundreds of seeds of a rough world, and the scenarios one can name.
+"""Whole swarms in virtual time: seeds of a rough world (``make sim`` runs thousands), and named scenarios.
 
 A failing seed tells how to see it again. Once mended it goes to ``REGRESSIONS``, with what it found.
 """
@@ -27,7 +27,7 @@ from potluck.testing.simulator import InvariantBroken, Simulation, World, replay
 from potluck.wire.codec import digest
 from potluck.wire.records import Commit, Member
 
-SEEDS = 500
+SEEDS = 150
 WORKERS = 2
 
 CALM = replace(QUIET, calm_s=1.0)

@@ -129,7 +129,8 @@ class Referee:
         given, size = self._given.get(key, {}), self._size(info.part)
         pairs = [(given.get(members[index]), weight) for index, weight in info.contributors]
         if any(one is None for one, _ in pairs):
-            return  # if it is committed so, that is checked there
+            self.residuals.unsure(member, info.part)  # if it is committed so, that is checked there
+            return
         total = np.zeros(size)
         for one, weight in pairs:
             assert one is not None

@@ -38,11 +38,21 @@ class Residuals:
         self._down: dict[Member, dict[int, Exact]] = {}
         self._cuts: dict[Member, tuple[Key, Exact, Exact]] = {}
         self._results: dict[Member, dict[tuple[int, str], Exact]] = {}
+        self._unsure: set[tuple[Member, int]] = set()
 
     def forget(self, member: Member) -> None:
         """A life takes another state over: what it owed belongs to the old one."""
         for account in (self._up, self._down, self._cuts, self._results):
             account.pop(member, None)
+        self._unsure = {(other, part) for other, part in self._unsure if other != member}
+
+    def unsure(self, member: Member, part: int) -> None:
+        """A part was reduced after its round was committed, from what is not known here any more.
+
+        It may have got the very bytes that were committed, and then takes their residual for its own, though
+        another reduced them: a rounding error counted twice, which does no harm. It is not followed further.
+        """
+        self._unsure.add((member, part))
 
     def abandon(self, member: Member) -> None:
         """A life's work since the last commit went to others, and what it owed as a member with it."""
@@ -55,13 +65,18 @@ class Residuals:
         """
         total = progress + self._up.get(member, 0.0)
         self._cuts[member] = key, total, decoded
-        return max(_over(total[bounds], decoded[bounds]) for bounds in self._bounds)
+        checked = [
+            _over(total[bounds], decoded[bounds])
+            for part, bounds in enumerate(self._bounds)
+            if (member, part) not in self._unsure
+        ]
+        return max(checked, default=0.0)
 
     def reduced(self, member: Member, info: PartInfo, mean: Exact, decoded: Exact) -> float:
         """A part is reduced; returns by how much it is off from mean and residual, as ``cut`` does."""
         total = mean + self._down.get(member, {}).get(info.part, 0.0)
         self._results.setdefault(member, {})[info.part, info.digest] = total
-        return _over(total, decoded)
+        return 0.0 if (member, info.part) in self._unsure else _over(total, decoded)
 
     def applied(self, member: Member, commit: Commit, index: int | None, decoded: Sequence[Exact]) -> None:
         """A peer took the outer step of a round, whose results decode so; ``index`` is its place in it."""

@@ -44,7 +44,7 @@ STEP_S = 0.5
 BLOCK_TOKENS = 10
 LEASE = 40
 SILENCE_S = 4.0
-WAKE_S = 0.02
+WAKE_S = 0.05
 
 AILING_S = 1.0
 """Pause after a disk refused something, as ``peer.actions`` makes it."""
@@ -119,7 +119,8 @@ class SimPeer:
 
     def _hear(self, progress: Progress) -> None:
         if self.core.heard(progress, self.machine.now):
-            self.poll()
+            # In a large swarm there is always news; deciding at each would cost the square of its size.
+            self._wake(self.sim.now + WAKE_S * max(1.0, len(self.sim.peers) / 40))
 
     # -- the ledger ------------------------------------------------------------------------------
 
