@@ -75,7 +75,8 @@ def test_a_broken_invariant_is_said_made_small_and_exits_with_1(
     said = summary(result)
     assert said["broke"] == "a peer has state # after round #, others #"
     smallest = parse(str(said["scenario"]))
-    assert (smallest.faults, smallest.world.peers) == ((), 2)
+    assert smallest.faults == ()
+    assert smallest.world.peers <= 3
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert {"event": "next", "text": "to see it again", "command": f"potluck sim {' '.join(QUICK)}"} in events
     file = tmp_path / "smallest.txt"

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from potluck.protocol.leases import Leases, count, take
-from potluck.protocol.leasing import PAUSE_S, lease_out
+from potluck.protocol.leasing import DOUBT_S, PAUSE_S, Granted, lease_out
 from potluck.protocol.swarm import EXPIRY_S, Swarm
 from potluck.protocol.view import RunView
 from potluck.wire.messages import Progress
-from potluck.wire.records import Body, Finish, Grant
+from potluck.wire.records import Body, Finish, Grant, Member
 
 from .support import Ledger, committed, genesis, member, opened, result, says
 
@@ -178,8 +178,14 @@ def settled(*announcements: Progress) -> Swarm:
     return swarm
 
 
-def decided(run: Run, swarm: Swarm, last: float = -9.0, now: float = EXPIRY_S) -> Grant | None:
-    body = lease_out(run.view, swarm, last, now).body
+def decided(
+    run: Run,
+    swarm: Swarm,
+    last: float = -9.0,
+    now: float = EXPIRY_S,
+    granted: dict[Member, float] | None = None,
+) -> Grant | None:
+    body = lease_out(run.view, swarm, Granted(last, granted or {}), now).body
     assert body is None or isinstance(body, Grant)
     return body
 
@@ -227,3 +233,21 @@ def test_what_the_gone_had_goes_out_again_at_once() -> None:
 def test_members_of_the_open_round_are_not_taken_for_gone() -> None:
     run = Run(grant((1, 10), (2, 10)), opened())
     assert decided(run, settled(says(1))) is None
+
+
+def test_who_was_taken_for_gone_in_error_is_doubted_for_longer_each_time() -> None:
+    """Else two stewards of which one hears it, and one does not, would take and give its data for ever."""
+    run = Run(grant((1, 10)), grant(released=(1,)), grant((1, 10)))
+    seen = {ONE: 0.0}
+    assert decided(run, settled(says(2)), now=EXPIRY_S, granted=seen) is None
+    waits_s = 2 * DOUBT_S[0]
+    swarm = settled(says(2))
+    assert decided(run, swarm, now=waits_s - 0.1, granted=seen) is None
+    made = decided(run, swarm, now=waits_s, granted=seen)
+    assert made is not None
+    assert made.released == (ONE,)
+    for _ in range(20):
+        run.follow(grant(released=(1,)))
+        run.follow(grant((1, 10)))
+    assert decided(run, swarm, now=DOUBT_S[1] - 0.1, granted=seen) is None
+    assert decided(run, swarm, now=DOUBT_S[1], granted=seen) is not None

@@ -34,7 +34,7 @@ Patch = pytest.MonkeyPatch
 
 ROUGH = replace(HEAVY, peers=4, duration_s=40.0, calm_s=25.0)
 QUIET = replace(CALM, peers=4, duration_s=30.0, calm_s=25.0)
-DEATHS = replace(QUIET, peers=5, crashes=2, duration_s=60.0, bound_s=15.0)
+DEATHS = replace(QUIET, peers=5, crashes=2, duration_s=60.0, bound_s=20.0)
 """Nothing but deaths, after each of which a commit follows within 15 s."""
 
 
@@ -52,7 +52,7 @@ class Mutation:
     plant: Callable[[Patch], None]
     broke: str
     world: World = ROUGH
-    seeds: int = 12
+    seeds: int = 60
 
 
 def one_holder(patch: Patch) -> None:
@@ -187,11 +187,11 @@ def dropped_too_early(patch: Patch) -> None:
     drop = PeerCore._drop
 
     def broken(self: PeerCore) -> Any:
-        commits, self.view.commits = self.view.commits, {}
+        parts, self._retention._parts = self._retention._parts, {}
         try:
             return drop(self)
         finally:
-            self.view.commits = commits
+            self._retention._parts = parts
 
     patch.setattr(PeerCore, "_drop", broken)
 
@@ -254,7 +254,7 @@ MUTATIONS = [
     Mutation(counted_twice, "not the mean"),
     Mutation(digest_reused, "nobody has it"),
     Mutation(weights_swapped, "not the mean"),
-    Mutation(parts_out_of_order, "has state"),
+    Mutation(parts_out_of_order, "has state|the mean and the residual"),
     Mutation(contributors_ignored, "own progress"),
     Mutation(carry_lost, "own progress"),
     Mutation(member_residual_forgotten, "progress and residual"),
@@ -266,8 +266,8 @@ MUTATIONS = [
     Mutation(decides_deaf, "held by one only", AWAY),
     Mutation(drift_unnoticed, "has state", WRONG),
     Mutation(dropped_too_early, "nobody has it"),
-    Mutation(reducer_not_replaced, "no commit for 15 s", DEATHS),
-    Mutation(nobody_ever_dies, "no commit for 15 s", DEATHS),
+    Mutation(reducer_not_replaced, "no commit for 20 s", DEATHS),
+    Mutation(nobody_ever_dies, "no commit for 20 s", DEATHS),
     Mutation(no_patience, "leaves living members out"),
     Mutation(tokens_counted_by_part, "tokens, its contributors"),
     Mutation(fetch_not_repeated, "not at the head after calm"),

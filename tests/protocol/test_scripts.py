@@ -122,7 +122,7 @@ DIALOGUES: dict[Callable[[Simulation], None], World] = {
     reducer_dies_after_its_part_is_out: QUIET,
     two_stewards: QUIET,
     asymmetric_partition: QUIET,
-    stopped_for_a_minute: replace(QUIET, duration_s=80.0, round_tokens=6000),
+    stopped_for_a_minute: replace(QUIET, duration_s=90.0, round_tokens=3000),
     everyone_restarts_from_one_disk: QUIET,
     hub_away: QUIET,
     run_of_one: replace(QUIET, peers=1, round_tokens=400),

@@ -27,7 +27,7 @@ from potluck.peer.dataplane import Vector
 from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
 from potluck.peer.machine import machine_id, share_of_cores
-from potluck.peer.state import PeerState, genesis_of
+from potluck.peer.state import PeerState, first_snapshot, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
@@ -169,8 +169,14 @@ class Node:
         recipe, blocks = founding.recipe, founding.blocks
         genesis = genesis_of(self._invite.run, recipe, founding.tensors, theta, WIRE, blocks)
         blobs = [write_blob(self._store, name, raw) for name, raw in sorted(founding.assets.items())]
-        record = Chain().next(self._place.identity.peer, replace(genesis, assets=tuple(blobs)))
-        await self.hub.ledger.append(record, 0)
+        genesis = replace(genesis, assets=tuple(blobs))
+        # The first state is recorded at once: should we die in the next moment, our disk has the run.
+        first = first_snapshot(self._store, genesis, theta)
+        chain = Chain()
+        for body in (genesis, first):
+            raw = chain.next(self._place.identity.peer, body)
+            await self.hub.ledger.append(raw, chain.sequence)
+            chain.follow(chain.sequence + 1, raw)
 
     async def _genesis(self) -> Entry:
         deadline = self._now() + GENESIS_S

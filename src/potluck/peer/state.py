@@ -20,7 +20,7 @@ from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.contents import Contents
 from potluck.store.snapshots import load_snapshot, snapshot_files
-from potluck.wire.records import Commit, Genesis, PartInfo, Snapshot, TensorSpec
+from potluck.wire.records import Blob, Commit, Genesis, PartInfo, Snapshot, TensorSpec
 
 PART_VALUES = 1 << 22
 """No part is larger: what a reducer handles at a time stays bounded, however large the model."""
@@ -193,9 +193,21 @@ class PeerState:
         """Write the state as it is into the store, in chunks."""
         assert self.plane is not None, "there is a state to write"
         plane = self.plane
-        files = snapshot_files(self.tensors, plane.theta, plane.momentum)
-        blobs = tuple(write_blob(self.store, name, raw) for name, raw in sorted(files.items()))
+        blobs = _written(self.store, self.tensors, plane.theta, plane.momentum)
         return Snapshot(plane.round, plane.digest, blobs, "")
+
+
+def first_snapshot(store: Contents, genesis: Genesis, theta: Vector) -> Snapshot:
+    """The state that a run begins with, written by its founder; parameters ``theta`` [n]."""
+    blobs = _written(store, genesis.tensors, theta, np.zeros_like(theta))
+    return Snapshot(0, genesis.state, blobs, "the founder wrote the run's first state")
+
+
+def _written(
+    store: Contents, tensors: Sequence[TensorSpec], theta: Vector, momentum: Vector
+) -> tuple[Blob, ...]:
+    files = snapshot_files(tensors, theta, momentum)
+    return tuple(write_blob(store, name, raw) for name, raw in sorted(files.items()))
 
 
 def genesis_of(

@@ -22,7 +22,7 @@ from potluck.protocol.effects import (
 )
 from potluck.protocol.exchange import Exchange
 from potluck.protocol.leases import count
-from potluck.protocol.leasing import lease_out
+from potluck.protocol.leasing import Granted, lease_out
 from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
 from potluck.protocol.swarm import Swarm
@@ -95,7 +95,7 @@ class PeerCore:
         self._beat = 0
         self._caught_up = False
         self._times = Times(0.0, 0.0)
-        self._granted_at = 0.0
+        self._grants = Granted(0.0, {})
         self._due: tuple[object, float] = (None, 0.0)
         self._appending_until: float | None = None
         self._queue: list[Effect] = []
@@ -153,7 +153,7 @@ class PeerCore:
         self._queue.append(Announce())
 
     def _granted(self, body: Grant, now: float) -> None:
-        self._granted_at = now
+        self._grants = Granted(now, {**self._grants.to, **dict.fromkeys(self.view.moved, now)})
         if self.me in body.released:
             self._queue.append(Revoked())
             self._note(
@@ -407,7 +407,7 @@ class PeerCore:
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now),
             agree_on_snapshot(self.view, self.swarm, self._own, now),
-            lease_out(self.view, self.swarm, self._granted_at, now),
+            lease_out(self.view, self.swarm, self._grants, now),
         ]
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)

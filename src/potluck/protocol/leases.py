@@ -34,6 +34,7 @@ class Leases:
         """Records that changed hands so far."""
         self._held: dict[Member, list[Span]] = {}
         self._total: dict[Member, int] = {}
+        self._releases: dict[Member, int] = {}
         self._returned: list[Span] = []
         self._frontier = 0
 
@@ -59,6 +60,10 @@ class Leases:
         """How many were ever leased to a life."""
         return self._total.get(member, 0)
 
+    def releases(self, member: Member) -> int:
+        """How often a life was taken for gone. One that gets data again after that was not."""
+        return self._releases.get(member, 0)
+
     def lease(self, member: Member, wanted: int) -> list[Span]:
         """Lease free positions, the lowest first; as many as there are, if fewer than wanted."""
         spans = take(self._returned, wanted)
@@ -75,6 +80,7 @@ class Leases:
     def release(self, member: Member) -> int:
         """Take back what a life has not got into a commit; returns how many."""
         spans = self._held.pop(member, [])
+        self._releases[member] = self.releases(member) + 1
         for span in spans:
             _add(self._returned, span)
         return count(spans)

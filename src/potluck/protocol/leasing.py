@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from potluck.protocol.leases import Leases, count
 from potluck.protocol.steward import Decision
@@ -15,8 +16,22 @@ PAUSE_S = 1.0
 """Data is leased out about once in so long, for all who want some, unless somebody waits; in seconds."""
 
 
-def lease_out(view: RunView, swarm: Swarm, last: float, now: float) -> Decision:
-    """Give data to those who want it, and free that of the gone. ``last`` is when a grant was last seen."""
+DOUBT_S = (5.0, 60.0)
+"""A peer that was once taken for gone, and got data again, is heard by some at least. Who does not hear it
+waits so long after its last lease before it says so again, twice as long each time, up to a most; in seconds.
+"""
+
+
+@dataclass(frozen=True)
+class Granted:
+    """When grants were seen, by our own clock: the last of all, and the last for each member."""
+
+    last: float
+    to: Mapping[Member, float]
+
+
+def lease_out(view: RunView, swarm: Swarm, granted: Granted, now: float) -> Decision:
+    """Give data to those who want it, and free that of the gone."""
     leases = view.leases
     if leases is None or view.finished is not None:
         return Decision(None, "no data to lease")
@@ -24,9 +39,9 @@ def lease_out(view: RunView, swarm: Swarm, last: float, now: float) -> Decision:
     # One that has not followed its last lease yet asks for too much.
     hungry = [p for p in trainers if p.wants and p.leased == leases.total(p.member)]
     waiting = any(p.waiting for p in hungry)
-    if now - last < (PAUSE_S / 4 if waiting else PAUSE_S):
+    if now - granted.last < (PAUSE_S / 4 if waiting else PAUSE_S):
         return Decision(None, "data was leased out just now")
-    gone = _gone(view, leases, swarm, now)
+    gone = _gone(view, swarm, granted, now)
     free = leases.free
     if free is not None:
         free += sum(count(leases.held(m)) for m in gone)
@@ -37,10 +52,17 @@ def lease_out(view: RunView, swarm: Swarm, last: float, now: float) -> Decision:
     return Decision(Grant(tuple(gone), tuple(shares), reason[:2000]), reason)
 
 
-def _gone(view: RunView, leases: Leases, swarm: Swarm, now: float) -> list[Member]:
+def _gone(view: RunView, swarm: Swarm, granted: Granted, now: float) -> list[Member]:
     """Holders that are not there. Members of the open round are left alone: their work may yet be in it."""
+    assert view.leases is not None
     busy = view.open.members if view.open is not None else ()
-    return [m for m in leases.holders() if not swarm.lives(m, now) and m not in busy]
+    absent = [m for m in view.leases.holders() if not swarm.lives(m, now) and m not in busy]
+    return [m for m in absent if now - granted.to.get(m, 0.0) >= _doubt_s(view.leases.releases(m))]
+
+
+def _doubt_s(releases: int) -> float:
+    first, most = DOUBT_S
+    return min(most, first * 2.0 ** min(releases, 16)) if releases else 0.0
 
 
 def _shares(hungry: Sequence[Progress], trainers: int, free: int | None) -> list[tuple[Member, int]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from potluck.peer.dataplane import Vector
-from potluck.peer.state import genesis_of
+from potluck.peer.state import first_snapshot, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.protocol.view import RunView
@@ -188,8 +188,11 @@ class Simulation:
         """The first peer writes the genesis and brings the initial state."""
         theta = np.random.default_rng(self.seed).standard_normal(SIZE).astype(np.float32)
         genesis = genesis_of("sim", self.recipe, TENSORS, theta, WIRE, self.world.blocks)
-        self.ledger.append(Chain().next("0" * 64, genesis))
-        self.spawn(MemoryStore(), theta)
+        store, chain = MemoryStore(), Chain()
+        for body in (genesis, first_snapshot(store, genesis, theta)):
+            self.ledger.append(chain.next("0" * 64, body))
+            chain.follow(chain.sequence + 1, self.ledger[-1])
+        self.spawn(store, theta)
         for number in range(2, self.world.peers + 1):
             peer = self.peer_id(f"peer{number}")
             self.at(3 * self.of_peer(peer).random(), lambda peer=peer: self._comes(peer))  # type: ignore[misc]
