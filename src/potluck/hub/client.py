@@ -142,6 +142,7 @@ class HubClient:
         )
         self._link: _Link | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._watchers: list[Callable[[bool, str], None]] = []
 
     @staticmethod
@@ -195,6 +196,7 @@ class HubClient:
         if self._link is not None:
             link, self._link = self._link, None
             await link.close(GOODBYE_S)
+        await asyncio.gather(*self._ending, return_exceptions=True)
         await self._transport.close()
 
     async def _begin(self) -> None:
@@ -221,9 +223,15 @@ class HubClient:
                 self._link = None
                 self._detach(reason)
                 self._tell(False, reason)
-                await link.close(0)
+                self._end(link)
             await self._come_back()
             self._tell(True, "the hub is back")
+
+    def _end(self, link: _Link) -> None:
+        """Close a lost link, whatever happens to whoever noticed that it is."""
+        task = asyncio.create_task(link.close(0))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     async def _come_back(self) -> None:
         told, attempt = "", 0
