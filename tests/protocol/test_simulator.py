@@ -98,6 +98,26 @@ SCENARIOS = {
         outer average
         at 5.87 pause peer2 for 16.08
     """,
+    # The last blocks of the data died with their peer: who was left had nothing to give, and waited.
+    "nothing to give": """
+        seed 4599
+        peers 4
+        duration_s 96
+        calm_s 0
+        outer average
+        codec fp32
+        blocks 200
+        epochs 2
+        at 5 crash peer4
+        at 9.3 hub away for 3.47
+        at 10.44 crash peer1 for 10.09
+        at 19.48 torn file peer3
+        at 21.94 crash peer3
+        at 26.9 stall peer2 for 8.75
+        at 29.51 pause peer1 for 15.95
+        at 53 join peer5
+        at 54 crash peer2 for 15
+    """,
 }
 
 

@@ -331,6 +331,32 @@ def test_a_round_without_members_is_opened_again_with_who_trains() -> None:
     assert again.body == Open(1, 1, (member(3),), (0, 0), BASE, 3.0, again.reason)
 
 
+def test_a_round_of_which_nobody_left_had_anything_to_give_is_opened_again_at_once() -> None:
+    view = view_of(genesis(), opened(members=(1, 2)))
+    none = says(1, abstains=True, waiting=True, tokens=0)
+    again = decided(view, heard(none))
+    assert again.reason == "nobody who is left in round 1 had anything to give; opened again with peer1"
+    both = heard(none, says(2, abstains=True, waiting=True, tokens=0))
+    assert decided(view, both).body is None, "it would be the same round once more"
+    works = heard(none, says(2, abstains=True, tokens=5))
+    assert (
+        decided(view, works).reason
+        == "nobody who is left in round 1 had anything to give; opened again with peer2"
+    )
+    elsewhere = heard(none, says(2, abstains=True, waiting=True), says(3, tokens=5, round=-1))
+    assert decided(view, elsewhere).body is None, "who has work could be no member"
+    gives = heard(none, says(2))
+    assert decided(view, gives).body is None
+
+
+def test_a_stuck_round_goes_on_with_who_has_work() -> None:
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    idle = says(1, waiting=True, tokens=0)
+    swarm = heard(idle, says(2, waiting=True, tokens=5), replace(idle, peer=peer_id(3)), at=17.1)
+    again = decided(view, swarm, now=17.1)
+    assert again.reason == "round 1 did not get through in 17 s; opened again with peer2"
+
+
 def test_a_stuck_round_is_opened_again_with_who_got_furthest() -> None:
     view = view_of(genesis(), opened(members=(1, 2, 3)))
     swarm = heard(holding(1, R0), holding(2, R0, R1), says(3), at=17.0)

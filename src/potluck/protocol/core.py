@@ -220,6 +220,7 @@ class PeerCore:
             round=self.catchup.round,
             state=self.catchup.state,
             attempt=exchange.attempt if exchange else 0,
+            abstains=exchange is not None and exchange.weight == 0,
             held=self._held(),
             snapshots=self._snapshots_held(),
             parts_from=self._parts_from,

@@ -17,7 +17,7 @@ from potluck.protocol.plan import assign, reassign
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView, fault
 from potluck.wire.messages import Progress
-from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Reassign, Snapshot
+from potluck.wire.records import Body, Commit, Finish, Member, Open, PartInfo, Reassign, Snapshot
 
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
@@ -126,12 +126,23 @@ def _used_up(view: RunView, trainers: Sequence[Progress], done: float) -> bool:
     return ended and done > 0
 
 
+def _trainers(view: RunView, swarm: Swarm, now: float) -> list[Progress]:
+    """Who can be a member of the next attempt."""
+    base = swarm.majority(view.round, now)
+    return [p for p in swarm.alive(now) if p.phase == "training" and _ready(p, view.round, base)]
+
+
 def _ready(progress: Progress, round_: int, base: str | None) -> bool:
     """Whether a trainer can be a member: at the common state, and stepping. (One that stands still would
     keep every round waiting for its cut; one that has just come has its first tokens by then.)
     """
     steps = progress.idle_s < max(IDLE_S, 4 * progress.step_s)
     return progress.round == round_ and progress.state == base and steps
+
+
+def _has_work(progress: Progress) -> bool:
+    """Whether a trainer has something to give, or will: alone, one without would never end a round."""
+    return progress.tokens > 0 or not progress.waiting
 
 
 def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, reason: str) -> Open:
@@ -166,6 +177,9 @@ def _conclude(
     if not live:
         why = f"no member of round {open_.round} is left"
         return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
+    if _barren(view, open_, live, swarm, now):
+        why = f"nobody who is left in round {open_.round} had anything to give"
+        return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
     patience_s = 3 * open_.grace_s + 5
     if now - times.opened > patience_s:
         why = f"round {open_.round} did not get through in {patience_s:.0f} s"
@@ -184,6 +198,16 @@ def _conclude(
         f"round {open_.round}: {len(lacking)} of {len(results)} parts not yet held by {need}; "
         f"reduced by {', '.join(waits)}",
     )
+
+
+def _barren(view: RunView, open_: OpenRound, live: Sequence[Member], swarm: Swarm, now: float) -> bool:
+    """Whether nothing can come of a round, and another attempt would be no such round: its members that live
+    all abstained, and either one died, whose data can go to others then, or somebody has work by now.
+    """
+    last = [swarm.last(m.peer) for m in live]
+    if not all(p is not None and p.abstains and _sees(p, open_) for p in last):
+        return False
+    return len(live) < len(open_.members) or any(p.tokens > 0 for p in _trainers(view, swarm, now))
 
 
 def _sees(progress: Progress, open_: OpenRound) -> bool:
@@ -247,10 +271,10 @@ def _replace(open_: OpenRound, orphans: Sequence[int], swarm: Swarm, now: float)
 def _reopen(view: RunView, swarm: Swarm, rules: Rules, now: float, why: str, exclude_stuck: bool) -> Decision:
     """Open the round once more; local progress of everybody is still theirs, so nothing is lost."""
     assert view.open is not None
-    base = swarm.majority(view.round, now)
-    ready = [p for p in swarm.alive(now) if p.phase == "training" and _ready(p, view.round, base)]
+    base, ready = swarm.majority(view.round, now), _trainers(view, swarm, now)
     if base is None or not ready:
         return Decision(None, f"{why}; waiting for a peer that trains")
+    ready = [p for p in ready if _has_work(p)] or ready
     if exclude_stuck:
         ready = _least_stuck(view.open, ready)
     reason = f"{why}; opened again with {_names(ready)}"

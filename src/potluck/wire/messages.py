@@ -23,8 +23,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``idle_s`` is how long ago the
     last step ended; ``uplink`` is in bytes/s, 0 while unknown. ``held`` lists the results held of
     ``attempt`` of the open round, ``snapshots`` the manifests held by round, ``parts_from`` the first round
-    whose parts are still kept. ``leased`` counts the data blocks ever leased to this life, as far as it
-    knows, ``wants`` how many more it could do with; ``waiting``: it has none left to train on.
+    whose parts are still kept; ``abstains``: it had nothing to give to that attempt. ``leased`` counts the
+    data blocks ever leased to this life, as far as it knows, ``wants`` how many more it could do with;
+    ``waiting``: it has none left to train on.
     """
 
     wire: int = WIRE
@@ -50,6 +51,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     wants: Annotated[int, Meta(ge=0, le=MAX_WANTS)] = 0
     waiting: bool = False
     attempt: int = 0
+    abstains: bool = False
     held: Annotated[tuple[PartInfo, ...], Meta(max_length=65_536)] = ()
     snapshots: Annotated[dict[int, Digest], Meta(max_length=64)] = {}
     parts_from: int = 0
