@@ -343,7 +343,7 @@ def test_a_round_of_which_nobody_left_had_anything_to_give_is_opened_again_at_on
         decided(view, works).reason
         == "nobody who is left in round 1 had anything to give; opened again with peer2"
     )
-    elsewhere = heard(none, says(2, abstains=True, waiting=True), says(3, tokens=5, round=-1))
+    elsewhere = heard(none, says(2, abstains=True, waiting=True, tokens=0), says(3, tokens=5, round=-1))
     assert decided(view, elsewhere).body is None, "who has work could be no member"
     gives = heard(none, says(2))
     assert decided(view, gives).body is None

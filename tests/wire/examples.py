@@ -70,6 +70,7 @@ PROGRESS = Progress(
     wants=10,
     waiting=True,
     attempt=1,
+    abstains=True,
     held=(INFO,),
     snapshots={3: C},
     parts_from=1,
