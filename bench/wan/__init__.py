@@ -1,4 +1,4 @@
-"""An emulated WAN for benchmarks: hosts as network namespaces of this machine, links of any kind between them.
+"""An emulated WAN for benchmarks: hosts are network namespaces of this machine, links are of any kind.
 
 Linux and root only, with a C compiler: the kernel's own emulator (netem) is often missing, and a packet in
 Python would cost more than the peers that send it.

@@ -2,7 +2,7 @@
 
     python -m bench.wan.measure [--hosts 4] [--mbit 100] [--delay-ms 20] [--seconds 5]
 
-Prints one JSON object: what was asked for, what got through, round-trip times, and the emulator's own CPU time.
+Prints one JSON object: what was asked for, what got through, round-trip times, the emulator's own CPU time.
 """
 
 from __future__ import annotations
