@@ -94,7 +94,7 @@ class Wan:
         self._numbers = {name: number for number, name in enumerate(self._links)}
         self._stem = f"{PREFIX}-{os.getpid()}-{_started(os.getpid())}"
         self._emulator: subprocess.Popen[str] | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix=f"{PREFIX}-")
+        self._scratch = tempfile.TemporaryDirectory(prefix=f"{self._stem}-")
         self._children: list[subprocess.Popen[Any]] = []
 
     # -- up and down -----------------------------------------------------------------------------
@@ -243,12 +243,18 @@ def clean() -> list[str]:
     A namespace is a leftover if the process in its name is gone: an emulator ends with its owner.
     """
     removed = []
-    for name in _namespaces():
-        parts = name.removeprefix(f"{PREFIX}-").split("-")
-        if len(parts) >= 3 and parts[0].isdecimal() and _started(int(parts[0])) != parts[1]:
-            _remove(name)
-            removed.append(name)
+    for name in filter(_left_behind, _namespaces()):
+        _remove(name)
+        removed.append(name)
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*"):
+        if _left_behind(path.name):
+            shutil.rmtree(path, ignore_errors=True)
     return removed
+
+
+def _left_behind(name: str) -> bool:
+    parts = name.removeprefix(f"{PREFIX}-").split("-")
+    return len(parts) >= 3 and parts[0].isdecimal() and _started(int(parts[0])) != parts[1]
 
 
 def _remove(stem: str) -> None:
