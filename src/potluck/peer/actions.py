@@ -263,7 +263,8 @@ class Actions:
         """A new shared state is ours: hand it to the trainer, and report it."""
         assert self.state.plane is not None
         state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
-        self.handover.offer(carry)
+        # Who does not train takes nothing up: without this every shared state would be kept for it, for ever.
+        self.handover.offer(carry if self.core.trains else Carry(carry.theta, None))
         self.core.applied(self.state.plane.round, state, loaded)
 
     async def _write_snapshot(self, effect: WriteSnapshot) -> None:
