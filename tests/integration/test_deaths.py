@@ -97,3 +97,15 @@ def test_control_c_leaves_within_five_seconds_and_the_others_go_on(swarm: Callab
     s.peers["p1"].process.wait(5)
     s.until(lambda: s.training() == {"p2"}, 5, "the others know at once")
     s.wait_round(s.view.round + 2, 30)
+
+
+def test_who_only_follows_keeps_one_shared_state(swarm: Callable[[int], Swarm]) -> None:
+    """Found by the soak: a follower's memory grew by the size of the model with every round."""
+    s = swarm(1000)
+    s.join("p2")
+    s.wait_round(4, 60)
+    s.until(lambda: s.observer.round >= 4, 20, "the follower applied four rounds")
+    states = s.observer._node.actions.handover.wait_first()
+    assert len(states) == 1
+    assert s.observer._node.actions.state.plane is not None
+    assert states[0].origin is None

@@ -286,7 +286,8 @@ class Actions:
         assert self.state.plane is not None
         await self._synced()  # what is reported as applied is committed on this disk too
         state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
-        self.handover.offer(carry)
+        # Who does not train takes nothing up: without this every shared state would be kept for it, for ever.
+        self.handover.offer(carry if self.core.trains else Carry(carry.theta, None))
         self.core.applied(self.state.plane.round, state, loaded)
 
     async def _write_snapshot(self, effect: WriteSnapshot) -> None:

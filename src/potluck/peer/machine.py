@@ -6,14 +6,23 @@ import functools
 import os
 import platform
 import uuid
+from pathlib import Path
 
 from potluck.wire.codec import digest
 
 
 @functools.cache
 def machine_id() -> str:
-    """The same for all processes of one machine, and nothing that names it to others."""
-    return digest(f"{platform.node()}/{uuid.getnode()}".encode())[:16]
+    """The same for all processes of one machine until it starts again, and nothing that names it to others.
+
+    Where the kernel says which boot this is, that counts: containers and network namespaces of one machine
+    share its cores, though each may have a name and a network card of its own, or none.
+    """
+    try:
+        this = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
+    except OSError:
+        this = f"{platform.node()}/{uuid.getnode()}"
+    return digest(this.encode())[:16]
 
 
 def cores() -> int:

@@ -1,0 +1,99 @@
+"""The soak's short form, and its reckoning on lines that are written down here."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from bench import soak, wan
+from bench.stage import Actor
+
+from tests.test_bench import ROOT, lines_of
+
+MISSING = wan.missing()
+
+
+def actor(name: str, *said: dict[str, Any], ended: float | None = None) -> Actor:
+    one = Actor(name, "h1", SimpleNamespace(), Path(), list(said))  # type: ignore[arg-type]
+    one.ended = ended
+    return one
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_short_form() -> None:
+    """Nothing lost, the same bits everywhere, no process left; goodput is not judged on a busy machine."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.soak", "--short", "--bar"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout}\n{done.stderr}"
+    bars = lines_of(done.stdout, "bar")
+    assert {"rounds_lost", "digests_equal", "goodput", "orphans"} <= set(bars)
+    assert bars["rounds_lost"]["value"] == 0
+    assert bars["digests_equal"]["value"] == 1
+    assert bars["orphans"]["value"] == 0
+    assert 0.2 < bars["goodput"]["value"] <= 1.05
+    faults = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"fault"')]
+    assert {"killed", "joined"} <= {fault["fault"] for fault in faults}
+    assert not [name for name in wan._namespaces() if name.endswith("-watcher")]
+
+
+def test_digests_of_one_round_are_compared_and_a_difference_is_named() -> None:
+    one = actor("a", {"round": 1, "state": "x"}, {"round": 2, "state": "y"}, {"round": 3, "state": "z"})
+    other = actor("b", {"round": 1, "state": "x"}, {"round": 2, "state": "Y"}, {"round": 4, "state": "u"})
+    assert soak.digests([one, other]) == (2, [2])
+    assert soak.digests([one]) == (0, [])
+
+
+def test_seconds_alive_are_those_in_which_it_could_train() -> None:
+    one = actor("a", {"at": 10.0, "ready": True}, ended=50.0)
+    assert soak.seconds_alive(one, 0.0, 100.0) == 40.0
+    one.stopped = [[20.0, 25.0], [45.0, math.inf]]
+    assert soak.seconds_alive(one, 0.0, 100.0) == 30.0
+    assert soak.seconds_alive(one, 22.0, 30.0) == 5.0
+    assert soak.seconds_alive(one, 60.0, 100.0) == 0.0
+    assert soak.seconds_alive(actor("b"), 0.0, 100.0) == 0.0
+
+
+def test_goodput_counts_from_commit_to_commit() -> None:
+    peer = actor("p1", {"at": 0.0, "ready": True}, {"at": 9.0, "trained": 100}, {"at": 30.0, "trained": 900})
+    commits = [{"at": at, "commit": n, "tokens": 400} for n, at in enumerate((5.0, 10.0, 20.0, 30.0))]
+    stage = SimpleNamespace(actors=[peer], commits=lambda: commits)
+    work = soak.goodput(stage, 7.0)  # type: ignore[arg-type]
+    assert (work["seconds"], work["rounds"], work["committed"]) == (20.0, 2, 800)
+    assert work["trained"] == 800
+    assert work["possible"] == round(20 * soak.TOKENS_PER_S)
+
+
+def test_rounds_lost_are_gaps_and_those_opened_again() -> None:
+    commits = [{"commit": n} for n in (1, 2, 4)]
+    watcher = actor("watcher", {"reopened": 2})
+    stage = SimpleNamespace(commits=lambda: commits, watcher=watcher)
+    assert soak.lost_rounds(stage) == 3  # type: ignore[arg-type]
+
+
+def test_memory_growth_is_that_of_processes_that_lived_through_the_second_half() -> None:
+    memory = soak.Memory()
+    for at in range(0, 200, 5):
+        memory.seen["long 1"].append((float(at), 1000 if at < 150 else 1100))
+        if at < 150:
+            memory.seen["killed 2"].append((float(at), 10**9))
+    growth, detail = memory.growth(100.0, 200.0)
+    assert growth == pytest.approx(0.1)
+    assert set(detail) == {"long 1"}
+    assert soak.Memory().growth(100.0, 200.0) == (0.0, {})
