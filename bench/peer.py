@@ -37,7 +37,8 @@ class Options:
 
 
 def say(**fields: object) -> None:
-    print(json.dumps({"at": time.monotonic(), **fields}), flush=True)
+    # In one piece with its end: two threads say something.
+    print(json.dumps({"at": time.monotonic(), **fields}) + "\n", end="", flush=True)
 
 
 def model(options: Options) -> torch.nn.Module:

@@ -270,12 +270,17 @@ def _await(process: subprocess.Popen[Any], deadline: float) -> None:
 
 @contextlib.contextmanager
 def ends_on_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so contexts are left."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM unwinds as Ctrl-C does, so contexts are left.
+
+    Ctrl-C does as well: a shell's ``&`` has SIGINT ignored, here and in every process that is started here.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def bar(name: str, value: float, unit: str) -> None:

@@ -57,7 +57,8 @@ def set_clock(off_s: float) -> None:
 
 
 def say(**fields: object) -> None:
-    print(json.dumps(fields), flush=True)
+    # In one piece with its end: two threads say something.
+    print(json.dumps(fields) + "\n", end="", flush=True)
 
 
 def main() -> None:

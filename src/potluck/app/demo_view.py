@@ -54,7 +54,8 @@ class View:
         """Something happened; the words are the core's own."""
         at = time.monotonic() - self._started
         if self._json:
-            print(json.dumps({"event": text, "at_s": round(at, 2)}), flush=True)
+            # In one piece with its end: events come from two threads.
+            print(json.dumps({"event": text, "at_s": round(at, 2)}) + "\n", end="", flush=True)
         elif self._live is None:
             self._console.print(f"{at:6.1f} s  {text}", soft_wrap=True)
         self._events.append(f"{at:6.1f} s  {text}")
