@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,23 +63,46 @@ def train(options: Options, *, host: bool) -> None:
         run = potluck.host(recipe, trained, hub=options.invite, **where)
     else:
         run = potluck.join(options.invite, trained, **where)
-    say(joined=run.round)
+    say(joined=run.round, peer=run.state.peer, session=run.state.session)
     with run:
         _loop(run, trained, options)
     say(left=run.round)
+
+
+class Numbered:
+    """Samples of a dataset, each with its number; the same on every peer."""
+
+    def __init__(self, samples: int, width: int) -> None:
+        self._rows = torch.randn(samples, width, generator=torch.Generator().manual_seed(1))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        return self._rows[number], number
+
+
+def _batches(run: potluck.Run, options: Options) -> Iterator[torch.Tensor]:
+    """The run's data if it shares some out, and says which samples before they are trained on; else noise."""
+    samples = run.recipe.data.samples
+    if not samples:
+        while True:
+            yield torch.randn(options.batch, options.width)
+    for rows, numbers in run.batches(Numbered(samples, options.width)):
+        say(samples=numbers.tolist())
+        yield rows
 
 
 def _loop(run: potluck.Run, trained: torch.nn.Module, options: Options) -> None:
     optimizer = run.optimizer(torch.optim.AdamW(trained.parameters(), lr=1e-4))
     pace, due = threading.Event(), time.monotonic()
     tokens, told_round, told_at = 0, -1, 0.0
-    while True:
-        x = torch.randn(options.batch, options.width)
+    for x in _batches(run, options):
         loss = ((trained(x) - x.roll(1, 1)) ** 2).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        tokens += options.batch
+        tokens += len(x)
         if run.round != told_round:
             state = run.state
             told_round = state.round

@@ -5,7 +5,8 @@
 Up to eight peers with unequal links train a small model. Every 10 to 30 s one dies (SIGKILL; now and then
 it stands still for a minute instead), every 10 to 30 s one joins (from nothing, or again with its disk), and
 now and then the hub dies: its nats-server, or all of it, which is then started again on its disk. At the end
-it says what was lost. It exits with 1 if something was that must not be.
+it says what was lost. That each block of the data is in the model exactly once it proves from the ledger, as
+two of the peers kept it. It exits with 1 if something was that must not be.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.ledger import Account, Samples, account, journal, same
 from bench.stage import HUB, WATCHER, Actor, Late, Stage, bar, ends_on_sigterm
 from bench.wan import Link, Wan
 
-from potluck.recipe import Recipe, Rounds
+from potluck.recipe import Data, End, Recipe, Rounds
+from potluck.wire.records import Member
 
 LINKS = {
     HUB: Link(200, 200, 0.002),
@@ -52,6 +55,9 @@ STILL_S = 60.0
 HUB_AWAY_S = 2.0
 SETTLE_S = 60.0
 """How long the run may take to commit twice more after the last fault."""
+
+BLOCKS, EPOCHS = 50, 1_000_000
+"""Small epochs, of which many pass; so many that no run comes to their end."""
 
 GOODPUT = 0.90
 GROWTH = 0.05
@@ -276,12 +282,31 @@ def lost_rounds(stage: Stage) -> int:
     return gaps + (seen["reopened"] if seen else 0)
 
 
+def batches(actors: list[Actor]) -> dict[Member, set[Samples]]:
+    """What each life of a peer said it trains on."""
+    said: dict[Member, set[Samples]] = {}
+    for actor in actors:
+        joined = actor.first("session")
+        if joined is not None:
+            lines = [tuple(line["samples"]) for line in actor.said if "samples" in line]
+            said[Member(joined["peer"], joined["session"])] = set(lines)
+    return said
+
+
+def data_account(stage: Stage) -> tuple[Account, bool]:
+    """What the ledger says of the data, and whether two peers' copies of it are the same."""
+    mine, other = journal(stage.directory / WATCHER), journal(stage.directory / ANCHOR)
+    return account(mine, batches(stage.actors)), same(mine, other)
+
+
 def judge(soak: Soak, plan: Plan, *, strict: bool) -> bool:
     """Print bars and what is behind them; whether all is as it must be."""
     stage = soak.stage
     work = goodput(stage, soak.began)
     compared, differ = digests(stage.actors)
     growth, sizes = soak.memory.growth(plan.seconds / 2, plan.seconds)
+    data, agree = data_account(stage)
+    once = data.sound and agree
     lost, share = lost_rounds(stage), work["committed"] / max(1, work["possible"])
     behind: dict[str, Any] = {
         "faults": dict(soak.faults),
@@ -290,24 +315,36 @@ def judge(soak: Soak, plan: Plan, *, strict: bool) -> bool:
         "committed_over_trained": round(work["committed"] / max(1, work["trained"]), 4),
         "rounds_compared": compared,
         "rounds_that_differ": differ,
+        "blocks_included": sum(data.included.values()),
+        "epochs_passed": data.passed,
+        "blocks_waiting": data.waiting,
+        "blocks_twice": data.twice[:10],
+        "blocks_untrained": data.untrained[:10],
+        "blocks_balanced": data.balanced,
+        "ledgers_agree": agree,
         "memory_bytes": sizes,
         "load": os.getloadavg()[0],
     }
     print(json.dumps(behind), flush=True)
     bar("rounds_lost", lost, "rounds")
     bar("digests_equal", float(compared > 0 and not differ), "1 or 0")
+    bar("blocks_exactly_once", float(once), "1 or 0")
     bar("goodput", share, "ratio")
     if sizes:
         bar("memory_growth", growth, "ratio")
     bar("orphans", stage.orphans, "processes")
-    sound = not lost and compared > 0 and not differ and not stage.orphans
+    sound = not lost and compared > 0 and not differ and once and not stage.orphans
     return sound and (not strict or (share >= GOODPUT and growth < GROWTH))
 
 
 def recipe(peers: int) -> Recipe:
     """Rounds of about ``ROUND_S`` when so many peers train."""
     tokens = int(peers * TOKENS_PER_S * ROUND_S)
-    return Recipe(name="soak", rounds=Rounds(tokens=tokens, grace_s=3.0, snapshot_every=4, parts=16))
+    data = Data(samples=BLOCKS * BATCH, block=BATCH)
+    end = End(epochs=EPOCHS)
+    return Recipe(
+        name="soak", data=data, end=end, rounds=Rounds(tokens=tokens, grace_s=3.0, snapshot_every=4, parts=16)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
