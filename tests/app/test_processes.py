@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -42,10 +43,9 @@ with Interrupts(Output()):
 class Peer:
     """A process that can be asked to leave."""
 
-    def __init__(self, home: Path, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PEER, str(home), *arguments], stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, home: Path, *arguments: str, before: Sequence[str] = ()) -> None:
+        command = [*before, sys.executable, "-c", PEER, str(home), *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.hear("here")
 
     def hear(self, word: str) -> None:
@@ -114,6 +114,22 @@ def test_files_of_the_dead_go_and_those_of_other_machines_stay(tmp_path: Path, p
     (tmp_path / "processes" / "junk.json").write_bytes(b"{")
     assert processes(tmp_path) == []
     assert sorted(p.name for p in tmp_path.glob("processes/*.json")) == sorted([there.name, "junk.json"])
+
+
+def test_what_was_there_before_the_machine_started_again_goes(tmp_path: Path):
+    old = write(tmp_path, Process(os.getpid(), "another boot/1", subject._numbering(), "one", "zoe"))
+    assert processes(tmp_path) == []
+    assert not old.exists()
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_one_in_a_container_that_shares_our_directory_is_left_alone(tmp_path: Path, peers: list[Peer]):
+    """Its numbers are its own: here they may be anybody's, or nobody's."""
+    peers.append(Peer(tmp_path, "one", before=["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]))
+    [file] = tmp_path.glob("processes/*.json")
+    assert processes(tmp_path) == []
+    assert file.exists()
 
 
 def test_a_process_is_registered_while_it_takes_part(tmp_path: Path):

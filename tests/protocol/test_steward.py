@@ -347,6 +347,9 @@ def test_a_round_of_which_nobody_left_had_anything_to_give_is_opened_again_at_on
     assert decided(view, elsewhere).body is None, "who has work could be no member"
     gives = heard(none, says(2))
     assert decided(view, gives).body is None
+    # What the dead one gave was reduced: the round may yet get through, and its work counts.
+    left = heard(says(1, abstains=True, waiting=True, tokens=0, held=(R0,)))
+    assert isinstance(decided(view, left).body, Reassign)
 
 
 def test_a_stuck_round_goes_on_with_who_has_work() -> None:

@@ -7,7 +7,9 @@ and a signal goes through a handle of that very process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import platform
 import select
 import signal
 import time
@@ -18,13 +20,16 @@ import msgspec
 from msgspec import Struct
 
 from potluck.errors import StoreError, UsageError
-from potluck.peer.machine import machine_id
+from potluck.wire.codec import digest
 
 MAX_FILE_BYTES = 10_000
 
 
 class Process(Struct, frozen=True):
-    """A peer's process: its number, when it started (in the kernel's own count), and what it does."""
+    """A peer's process: its number, when it started (in the kernel's own count), and what it does.
+
+    ``machine`` says where its number is that of this process.
+    """
 
     pid: int
     started: str
@@ -41,7 +46,7 @@ def registered(home: Path, run: str, name: str) -> Iterator[None]:
         StoreError: the disk refuses.
     """
     pid = os.getpid()
-    process = Process(pid, _started(pid) or "", machine_id(), run, name)
+    process = Process(pid, _started(pid) or "", _numbering(), run, name)
     path = home / "processes" / f"{pid}-{process.machine}.json"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,8 +70,8 @@ def processes(home: Path) -> list[Process]:
                 process = msgspec.json.decode(file.read(MAX_FILE_BYTES), type=Process)
         except (OSError, msgspec.DecodeError):
             continue  # just removed, or nothing of ours
-        if process.machine != machine_id():
-            continue  # the directory is shared between machines
+        if process.machine != _numbering():
+            continue  # the directory is shared between machines, or containers
         if _started(process.pid) == process.started:
             found.append(process)
         else:
@@ -125,6 +130,16 @@ def leave_all(wanted: list[Process], timeout_s: float) -> Iterator[tuple[Process
         for one in asked:
             ended = one.ended(started + timeout_s - time.monotonic())
             yield one.process, ended, time.monotonic() - started
+
+
+@functools.cache
+def _numbering() -> str:
+    """The same for all processes that see each other's numbers, also after the machine started again."""
+    try:
+        space = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        space = ""
+    return digest(f"{platform.node()}/{space}".encode())[:16]
 
 
 def _started(pid: int) -> str | None:

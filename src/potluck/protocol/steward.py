@@ -177,7 +177,7 @@ def _conclude(
     if not live:
         why = f"no member of round {open_.round} is left"
         return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
-    if _barren(view, open_, live, swarm, now):
+    if not any(count for count, _ in results) and _barren(view, open_, live, swarm, now):
         why = f"nobody who is left in round {open_.round} had anything to give"
         return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
     patience_s = 3 * open_.grace_s + 5
@@ -201,8 +201,8 @@ def _conclude(
 
 
 def _barren(view: RunView, open_: OpenRound, live: Sequence[Member], swarm: Swarm, now: float) -> bool:
-    """Whether nothing can come of a round, and another attempt would be no such round: its members that live
-    all abstained, and either one died, whose data can go to others then, or somebody has work by now.
+    """Whether nothing can come of a round without results, and another attempt would be no such round: its
+    members that live all abstained, and one died, whose data can go to others then, or somebody has work now.
     """
     last = [swarm.last(m.peer) for m in live]
     if not all(p is not None and p.abstains and _sees(p, open_) for p in last):
