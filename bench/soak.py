@@ -334,7 +334,7 @@ def judge(soak: Soak, plan: Plan, *, strict: bool) -> bool:
         bar("memory_growth", growth, "ratio")
     bar("orphans", stage.orphans, "processes")
     sound = not lost and compared > 0 and not differ and once and not stage.orphans
-    return sound and (not strict or (share >= GOODPUT and growth < GROWTH))
+    return sound and (not strict or (share >= GOODPUT and bool(sizes) and growth < GROWTH))
 
 
 def recipe(peers: int) -> Recipe:

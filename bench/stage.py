@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -106,7 +107,8 @@ class Stage:
             self.hub = self.wan.start(HUB, command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT)
         assert self.hub.stdout is not None
         with self.hub.stdout:
-            said = json.loads(self.hub.stdout.readline() or b"{}")
+            there = select.select([self.hub.stdout], [], [], START_S)[0]
+            said = json.loads((self.hub.stdout.readline() if there else b"") or b"{}")
         if "invite" not in said:
             raise Late(f"the hub did not start: {said}; see {self.directory / 'hub.log'}")
         self.invite = self.invite or said["invite"]
@@ -138,8 +140,14 @@ class Stage:
         with actor.process.stdout as lines, actor.log.with_suffix(".jsonl").open("wb") as kept:
             for line in lines:
                 kept.write(line)
-                with self.changed, contextlib.suppress(ValueError):
-                    actor.said.append(json.loads(line))
+                try:
+                    said = json.loads(line)
+                except ValueError:
+                    # The last line of one that was killed may be torn.
+                    print(f"{actor.name} said what can't be read: {line[:200]!r}", file=sys.stderr)
+                    continue
+                with self.changed:
+                    actor.said.append(said)
                     self.changed.notify_all()
 
     # -- what is seen ----------------------------------------------------------------------------

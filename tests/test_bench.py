@@ -79,17 +79,23 @@ def lines_of(text: str, key: str) -> dict[str, dict[str, Any]]:
     return {line[key]: line for line in lines if key in line}
 
 
-@pytest.mark.integration
-def test_short_form() -> None:
+def run_bench(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """A benchmark as its users start it, which must end well."""
     done = subprocess.run(
-        [sys.executable, "bench/convergence.py", "--quick", "--bar"],
+        [sys.executable, *arguments, "--bar"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=timeout_s,
         check=False,
     )
-    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr}"
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.mark.integration
+def test_short_form() -> None:
+    done = run_bench("bench/convergence.py", "--quick", timeout_s=150)
     cases, summaries = lines_of(done.stdout, "case"), lines_of(done.stdout, "summary")
     names = {case.name for case in convergence.CASES}
     assert set(cases) == set(summaries) == {"untrained"} | names

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 pytest.importorskip("torch")
 
 from bench import soak, wan
+from bench.ledger import Account, account, same
 from bench.stage import Actor
 
-from tests.test_bench import ROOT, lines_of
+from potluck.data.blocks import samples_of
+from potluck.recipe import Data, End, Recipe
+from potluck.wire.records import Body, Entry, Grant, Member
+from tests.protocol.support import Ledger, committed, genesis, member, opened
+from tests.test_bench import lines_of, run_bench
 
 MISSING = wan.missing()
 
@@ -33,17 +38,11 @@ def actor(name: str, *said: dict[str, Any], ended: float | None = None) -> Actor
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 def test_short_form() -> None:
     """Nothing lost, the same bits everywhere, no process left; goodput is not judged on a busy machine."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.soak", "--short", "--bar"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=380,
-        check=False,
-    )
-    assert done.returncode == 0, f"ended with {done.returncode}: {done.stdout}\n{done.stderr}"
+    done = run_bench("-m", "bench.soak", "--short", timeout_s=380)
     bars = lines_of(done.stdout, "bar")
-    assert {"rounds_lost", "digests_equal", "goodput", "orphans"} <= set(bars)
+    expected = {"rounds_lost", "digests_equal", "blocks_exactly_once", "goodput", "memory_growth", "orphans"}
+    assert set(bars) == expected
+    assert bars["blocks_exactly_once"]["value"] == 1
     assert bars["rounds_lost"]["value"] == 0
     assert bars["digests_equal"]["value"] == 1
     assert bars["orphans"]["value"] == 0
@@ -97,3 +96,44 @@ def test_memory_growth_is_that_of_processes_that_lived_through_the_second_half()
     assert growth == pytest.approx(0.1)
     assert set(detail) == {"long 1"}
     assert soak.Memory().growth(100.0, 200.0) == (0.0, {})
+
+
+def data_ledger(*later: Body) -> list[Entry]:
+    """Eight samples in blocks of two, gone through twice; one peer got five blocks, another three."""
+    recipe = Recipe(data=Data(samples=8, block=2), end=End(epochs=2))
+    first = replace(genesis(), recipe=recipe.to_toml(), blocks=4, epochs=2)
+    grant = Grant((), ((member(1), 5), (member(2), 3)), "they want some")
+    ledger = Ledger()
+    return [ledger.add(body) for body in (first, grant, opened(), *later)]
+
+
+def said(n: int, *positions: int) -> dict[Member, set[tuple[int, ...]]]:
+    return {member(n): {tuple(samples_of(position, 8, 2, 0)) for position in positions}}
+
+
+def test_the_ledger_tells_which_block_is_in_the_model_how_often() -> None:
+    commit = replace(committed(), blocks=((0, 4), (1, 1)))
+    told = said(1, 0, 1, 2, 3) | said(2, 5)
+    found = account(data_ledger(commit), told)
+    assert dict(found.included) == dict.fromkeys((0, 1, 2, 3, 5), 1)
+    assert (found.blocks, found.passed, found.waiting, found.balanced) == (4, 1, 1, True)
+    assert found.sound
+    assert account(data_ledger(commit), said(1, 0, 1, 2, 3)).untrained == [5], "the other did not say so"
+    assert not account(data_ledger(commit), said(1, 0, 1, 2) | said(2, 5)).sound
+    assert not account(data_ledger(), told).sound, "no epoch has passed"
+
+
+def test_a_block_that_is_in_the_model_twice_or_never_is_found() -> None:
+    whole = Account(blocks=2, passed=2, balanced=True, included=Counter(range(4)))
+    assert whole.sound
+    twice = Account(blocks=2, passed=2, balanced=True, included=Counter([0, 1, 2, 3, 3]))
+    assert (twice.twice, twice.sound) == ([3], False)
+    assert not Account(blocks=2, passed=2, balanced=True, included=Counter([0, 1, 3])).sound
+    assert not Account(blocks=2, passed=2, balanced=False, included=Counter(range(4))).sound
+
+
+def test_ledgers_are_the_same_as_far_as_both_go() -> None:
+    commit = replace(committed(), blocks=((0, 4),))
+    assert same(data_ledger(), data_ledger(commit))
+    assert not same(data_ledger(committed()), data_ledger(commit))
+    assert not same([], data_ledger())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -264,12 +265,21 @@ def _remove(stem: str) -> None:
     while pids := [pid for name in names for pid in _pids(name)]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                _kill(pid, deadline)
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes {pids} do not end")
-        time.sleep(0.02)
     for name in names:
         _ip("netns", "delete", name)
+
+
+def _kill(pid: int, deadline: float) -> None:
+    """SIGKILL, and wait until it is gone, or the time has come."""
+    handle = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        select.select([handle], [], [], max(0.0, deadline - time.monotonic()))
+    finally:
+        os.close(handle)
 
 
 def _namespaces() -> list[str]:
