@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -38,7 +39,7 @@ from potluck.store.keep import USUAL, Keep
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
-from potluck.wire.messages import Fetch, Progress, PushContribution, PushResult
+from potluck.wire.messages import Fetch, Progress, PushContribution, PushPartial, PushResult
 from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, TensorSpec, chunk_sizes
 
 log = logging.getLogger("potluck.peer")
@@ -236,7 +237,9 @@ class Node:
         self.desk = Desk(
             self._invite.run,
             contribution_size=state.contribution_size,
+            partial_size=state.partial_size,
             take_contribution=self._take_contribution,
+            take_partial=self._take_partial,
             take_result=self._take_result,
             find=self.actions.find,
         )
@@ -261,8 +264,12 @@ class Node:
                 await self.hub.ledger.changed(0.5)
 
     async def _beat(self) -> None:
+        said = -math.inf
         while True:
-            self.announce()
+            now = self._now()
+            if now >= said + self.core.every_s(now) - BEAT_S / 2:
+                self.announce()
+                said = now
             await asyncio.sleep(BEAT_S)
 
     async def _drive(self) -> None:
@@ -333,6 +340,9 @@ class Node:
 
     async def _take_contribution(self, push: PushContribution, member: Member, body: bytes) -> Any:
         return await self.actions.take_contribution(push, member, body)
+
+    async def _take_partial(self, push: PushPartial, member: Member, body: bytes) -> Any:
+        return await self.actions.take_partial(push, member, body)
 
     async def _take_result(self, push: PushResult, body: bytes) -> Any:
         return await self.actions.take_result(push, body)

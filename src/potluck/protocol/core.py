@@ -27,12 +27,13 @@ from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
-from potluck.wire.messages import Answer, Phase, Progress, PushContribution
+from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial
 from potluck.wire.records import (
     Commit,
     Entry,
     Finish,
     Grant,
+    Held,
     Member,
     Open,
     PartInfo,
@@ -40,6 +41,9 @@ from potluck.wire.records import (
     Snapshot,
     manifest,
 )
+from potluck.wire.result import Tally
+
+Described = tuple[Tally, PartInfo]
 
 RANK_S = 0.7
 """Each further peer in line waits so much longer before it acts as steward, in seconds."""
@@ -49,6 +53,14 @@ AGAIN_S = 1.0
 
 ANSWER_S = 5.0
 """An append not answered for so long is taken as lost, in seconds; the ledger arbitrates if it was not."""
+
+LINE = 8
+"""Who stands further back in the line of stewards looks at what is to be decided less often."""
+
+LOOK_S = 0.3
+"""Each place in line makes the pause between two looks so much longer, in seconds."""
+
+_SOME, _VITAL = 1, 2
 
 TICK_S = 0.25
 """How often a busy core wants to be polled, in seconds; an idle one needs it once a second."""
@@ -81,6 +93,8 @@ class PeerCore:
         self.swarm = Swarm()
         self.catchup = Catchup(me.peer, have)
         self.exchange: Exchange | None = None
+        self._spreading: Exchange | None = None
+        self._patient_until = 0.0
         self.leaving = False
         self.reason = ""
         self._rules = rules
@@ -97,8 +111,10 @@ class PeerCore:
         self._times = Times(0.0, 0.0)
         self._grants = Granted(0.0, {})
         self._due: tuple[object, float] = (None, 0.0)
+        self._look_at = 0.0
         self._appending_until: float | None = None
         self._queue: list[Effect] = []
+        self._news_of = 0
 
     # -- the ledger ------------------------------------------------------------------------------
 
@@ -119,7 +135,7 @@ class PeerCore:
                 self.exchange.follow(self.view.open, now)
             self._note(f"round {body.round}: {body.reason}")
         elif isinstance(body, Commit):
-            self.exchange = None
+            self._spread_on(body, now)
             self._named.update(info.digest for info in body.parts)
             self._retention.committed(body)
             self._times = Times(now, now)
@@ -138,7 +154,7 @@ class PeerCore:
         assert self.view.open is not None
         self._times = Times(self._times.committed, now)
         self._note(f"round {body.round} opened: {body.reason}")
-        self.exchange = Exchange(self.view.open, self.me, now)
+        self.exchange, self._spreading = Exchange(self.view.open, self.me, now), None
         self._news |= self.exchange.index is not None
         at_base = self.catchup.round == body.round - 1
         if at_base and self.catchup.state != body.base:
@@ -150,7 +166,15 @@ class PeerCore:
             self._own = {r: own for r, own in self._own.items() if r in self.view.snapshots}
         if self.exchange.index is not None and self.catchup.round != body.round - 1:
             self.exchange.cut_done(0)
-        self._queue.append(Announce())
+        self._say()
+
+    def _spread_on(self, body: Commit, now: float) -> None:
+        """A large round is committed when two have each part: by then most have not got them yet."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None and exchange.groups > 1 and self.view.commits.get(body.round) is body:
+            exchange.committed(body)
+            self._spreading = exchange
+            self._patient_until = now + exchange.grace_s / 2 if exchange.index is not None else 0.0
 
     def _granted(self, body: Grant, now: float) -> None:
         self._grants = Granted(now, {**self._grants.to, **dict.fromkeys(self.view.moved, now)})
@@ -161,7 +185,7 @@ class PeerCore:
             )
         if self.me in self.view.moved:
             self._queue.append(Leased(tuple(self.view.moved[self.me])))
-            self._queue.append(Announce())
+            self._say()
         if body.released:
             self._note(f"data: {body.reason}")
 
@@ -183,7 +207,7 @@ class PeerCore:
         keep = self._retention.keep()
         keep |= {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
         if self.exchange is not None:
-            keep |= {info.digest for info in self.exchange.held}
+            keep |= self.exchange.known.keys()
         if self.view.genesis is not None:
             keep |= {d for d, _ in chunks(self.view.genesis.assets)}
         have = self.catchup.have
@@ -205,7 +229,7 @@ class PeerCore:
         """An announcement of any peer, our own included; whether it says anything new."""
         if progress.member != self.me:
             return self.swarm.hear(progress, now)
-        if self.swarm.echo(now):
+        if self.swarm.echo(now, progress.every_s):
             self._times = Times(self._times.committed, now)
         return False
 
@@ -216,6 +240,7 @@ class PeerCore:
         progress = replace(
             base,
             beat=self._beat,
+            every_s=self.every_s(now),
             phase=self.phase,
             round=self.catchup.round,
             state=self.catchup.state,
@@ -228,15 +253,25 @@ class PeerCore:
         )
         self.swarm.hear(progress, now)
         if self._beat == 1:
-            self.swarm.echo(now)
+            self.swarm.echo(now, progress.every_s)
         return progress
 
-    def _held(self) -> tuple[PartInfo, ...]:
+    def every_s(self, now: float) -> float:
+        """How soon our next announcement is due, in seconds. Whom all others wait for goes on as ever."""
+        exchange = self.exchange
+        awaited = exchange is not None and exchange.groups > 1 and exchange.reduces_any
+        return 1.0 if awaited else self.swarm.every_s(now)
+
+    def _say(self, vital: bool = False) -> None:
+        """Announce something at once, or in a crowd at the next beat, unless others wait for it."""
+        self._news_of = max(self._news_of, _VITAL if vital else _SOME)
+
+    def _held(self) -> tuple[Held, ...]:
         """Results of the open round; before it is reached, of the next one: what one lacks, another holds."""
         commit = self.view.commits.get(self.catchup.round + 1)
         if commit is not None:
-            return tuple(info for info in commit.parts if info.digest in self.catchup.have)
-        return self.exchange.held if self.exchange is not None else ()
+            return tuple(info.held for info in commit.parts if info.digest in self.catchup.have)
+        return tuple(info.held for info in self.exchange.held) if self.exchange is not None else ()
 
     @property
     def phase(self) -> Phase:
@@ -289,7 +324,39 @@ class PeerCore:
         """A contribution is here."""
         return self._routed(push) or self._exchange().contributed(push.part, member, push.weight)
 
-    def _routed(self, push: PushContribution) -> Answer | None:
+    def partial_offered(self, push: PushPartial, member: Member) -> Answer:
+        """Whether a partial is welcome, before its bytes are taken."""
+        weights = dict(push.contributors)
+        return self._routed(push) or self._exchange().partial_offered(push.part, member, weights)
+
+    def partial(self, push: PushPartial, member: Member) -> Answer:
+        """A partial is here."""
+        weights = dict(push.contributors)
+        return self._routed(push) or self._exchange().partial(push.part, member, weights, push.abstained)
+
+    def combined(
+        self,
+        round_: int,
+        attempt: int,
+        part: int,
+        contributors: tuple[int, ...],
+        refused: tuple[int, ...],
+    ) -> None:
+        """What our group gave for a part is combined; ``refused`` members had sent what can't be decoded."""
+        if self._in(round_, attempt):
+            self._exchange().combined(part, contributors, refused)
+            self._refused(round_, part, refused)
+
+    def partial_sent(
+        self, round_: int, attempt: int, part: int, lead: int | None, answer: Answer, now: float
+    ) -> None:
+        """A partial was delivered, refused, or failed (retry)."""
+        if self._in(round_, attempt):
+            self._exchange().partial_sent(part, lead, answer, now)
+            if not answer.ok and not answer.retry:
+                self._note(f"round {round_} part {part}: the group's mean was refused: {answer.reason}")
+
+    def _routed(self, push: PushContribution | PushPartial) -> Answer | None:
         """The answer to a contribution that is not for the exchange we are in."""
         if self._in(push.round, push.attempt):
             return None
@@ -310,17 +377,25 @@ class PeerCore:
             self.catchup.have.add(info.digest)
         if self._in(round_, attempt):
             self._exchange().reduced(part, info, refused)
-            self._queue.append(Announce())
-            for index in refused:
-                name = self.swarm.name(self._exchange().members[index])
-                self._note(f"round {round_} part {part}: contribution of {name} refused, it can't be decoded")
+            self._say(vital=True)
+            self._refused(round_, part, refused)
 
-    def result(self, round_: int, attempt: int, info: PartInfo) -> None:
+    def _refused(self, round_: int, part: int, refused: tuple[int, ...]) -> None:
+        for index in refused:
+            name = self.swarm.name(self._exchange().members[index])
+            self._note(f"round {round_} part {part}: contribution of {name} refused, it can't be decoded")
+
+    def result(self, round_: int, attempt: int, info: PartInfo, now: float) -> None:
         """A result was pushed to us, verified and stored."""
         self.catchup.fetched(info.digest, True, 0.0)
+        spreading = self._spreading
         if self._in(round_, attempt):
             self._exchange().result(info)
-            self._queue.append(Announce())
+            self._say(self._exchange().vouches(info.part, self.swarm, now))
+        elif spreading is not None and (spreading.round, spreading.attempt) == (round_, attempt):
+            commit = self.view.commits.get(round_)
+            if commit is not None and info.digest == commit.parts[info.part].digest:
+                spreading.result(info)
 
     def sent(
         self, round_: int, attempt: int, part: int, to: str, digest: str | None, answer: Answer, now: float
@@ -332,14 +407,19 @@ class PeerCore:
                 name = (self.swarm.last(to) or Progress(peer=to, session="")).name or to[:8]
                 self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}")
 
-    def fetched(self, digest: str, ok: bool, now: float) -> None:
-        """A fetch ended; if ok, the content is verified and in the store."""
+    def fetches_result(self, digest: str) -> bool:
+        """Whether content is being fetched as a result of the open round."""
+        return self.exchange is not None and self.exchange.fetches(digest)
+
+    def fetched(self, digest: str, ok: bool, now: float, tally: Described | None = None) -> None:
+        """A fetch ended; if ok, the content is verified and in the store. A result has a ``tally``."""
         self.catchup.fetched(digest, ok, now)
         if self.exchange is not None:
-            before = len(self.exchange.held)
-            self.exchange.fetched(digest, ok, self.swarm, now)
-            if len(self.exchange.held) > before:
-                self._queue.append(Announce())
+            fits = ok and tally is not None and self._in(tally[0].round, tally[0].attempt)
+            info = tally[1] if fits and tally is not None else None
+            self.exchange.fetched(digest, info, now)
+            if info is not None:
+                self._say(self.exchange.vouches(info.part, self.swarm, now))
 
     def _in(self, round_: int, attempt: int) -> bool:
         exchange = self.exchange
@@ -359,7 +439,7 @@ class PeerCore:
         elif round_ % self._every == 0 and not self._has_snapshot(round_):
             # Also one that others have recorded already: this disk alone must do to bring the run back.
             self._queue.append(WriteSnapshot(round_))
-        self._queue.append(Announce())
+        self._say()
 
     def missing(self, digests: tuple[str, ...]) -> None:
         """Content that was thought to be here is not, or is damaged."""
@@ -370,24 +450,30 @@ class PeerCore:
         """A snapshot of our state is in our store."""
         self._own[snapshot.round] = (manifest(snapshot), snapshot)
         self.catchup.have.update(d for d, _ in chunks(snapshot.files))
-        self._queue.append(Announce())
+        self._say()
 
     # -- deciding --------------------------------------------------------------------------------
 
     def poll(self, now: float) -> list[Effect]:
         """Everything that is due now."""
-        effects: list[Effect] = self.catchup.poll(self.view, self.swarm, now)
+        patient = now < self._patient_until
+        effects: list[Effect] = self.catchup.poll(self.view, self.swarm, now, patient)
         if not self._caught_up and self.view.genesis is not None and self.catchup.round == self.view.round:
             self._caught_up = True
             self._note(f"caught up with round {self.catchup.round}")
-            self._queue.append(Announce())
+            self._say(vital=True)
         if self._sweep and self.catchup.round == self.view.round:
             self._sweep = False
             self._queue.append(self._drop())
         if self.exchange is not None:
             effects += self.exchange.poll(self.swarm, now)
+        elif self._spreading is not None:
+            effects += self._spreading.spread(self.swarm, now)
         effects += self._govern(now)
         queued, self._queue = self._queue, []
+        if self._news_of == _VITAL or (self._news_of and self.swarm.every_s(now) == 1):
+            queued.append(Announce())
+        self._news_of = 0
         return queued + effects
 
     def deadline(self, now: float) -> float:
@@ -405,8 +491,13 @@ class PeerCore:
         if not self.swarm.settled(now):
             self.reason = "just come: listening for others before deciding anything"
             return []
+        rank = self._rank(now)
+        if rank is not None and rank > LINE and now < self._look_at:
+            return []
+        self._look_at = now + LOOK_S * (rank or 0)
+        known = self.exchange.known if self.exchange is not None else {}
         choices = [
-            decide(self.view, self.swarm, self._rules, self._times, now),
+            decide(self.view, self.swarm, self._rules, self._times, now, known),
             agree_on_snapshot(self.view, self.swarm, self._own, now),
             lease_out(self.view, self.swarm, self._grants, now),
         ]
@@ -418,7 +509,6 @@ class PeerCore:
         key = _key(decision, self.view)
         if key != self._due[0]:
             self._due = (key, now)
-        rank = self._rank(now)
         if rank is None or now < self._due[1] + rank * RANK_S:
             return []
         if self._appending_until is not None and now < self._appending_until:
@@ -428,9 +518,9 @@ class PeerCore:
         return [Append(decision.body)]
 
     def _rank(self, now: float) -> int | None:
-        """Our place in the line of stewards: the longest present first."""
-        line = [p.peer for p in self.swarm.alive(now) if p.phase in ("training", "following")]
-        return line.index(self.me.peer) if self.me.peer in line else None
+        """Our place in the line of stewards."""
+        members = self.view.open.members if self.view.open is not None else ()
+        return self.swarm.place(self.me.peer, members, now)
 
     def _note(self, text: str) -> None:
         self._queue.append(Note(text))

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from potluck.protocol.plan import assign, reassign
+from potluck.protocol.plan import FLAT, assign, groups_for, reassign
 from potluck.protocol.swarm import Swarm
-from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView, fault
+from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView
 from potluck.wire.messages import Progress
-from potluck.wire.records import Body, Commit, Finish, Member, Open, PartInfo, Reassign, Snapshot
+from potluck.wire.records import Body, Commit, Finish, Held, Member, Open, PartInfo, Reassign, Snapshot
 
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
@@ -31,13 +31,17 @@ PATIENT_S = 600.0
 
 @dataclass(frozen=True)
 class Rules:
-    """What the recipe says about rounds; ``round_bytes`` is the size of one whole encoded contribution."""
+    """What the recipe says about rounds; ``round_bytes`` is the size of one whole encoded contribution.
+
+    A round of more than ``flat`` members has groups.
+    """
 
     round_tokens: int
     grace_s: float
     end_tokens: int
     end_rounds: int
     round_bytes: int
+    flat: int = FLAT
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,18 @@ class Times:
     opened: float
 
 
-def decide(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) -> Decision:
-    """What the ledger needs next, as far as this peer can see."""
+def decide(
+    view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float, known: Mapping[str, PartInfo]
+) -> Decision:
+    """What the ledger needs next, as far as this peer can see. ``known`` are the open round's results that
+    are here, by digest: only of those it can say who is in them.
+    """
     if view.genesis is None:
         return Decision(None, "waiting for the run's first record")
     if view.finished is not None:
         return Decision(None, f"the run is over: {view.finished.reason}")
     if view.open is not None:
-        return _conclude(view, view.open, swarm, rules, times, now)
+        return _conclude(view, view.open, swarm, rules, times, now, known)
     end = _end(view, rules)
     if end is not None:
         return Decision(Finish(view.round, end), end)
@@ -160,11 +168,18 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
         base=base,
         grace_s=round(grace_s, 2),
         reason=reason,
+        groups=groups_for(len(members), rules.flat),
     )
 
 
 def _conclude(
-    view: RunView, open_: OpenRound, swarm: Swarm, rules: Rules, times: Times, now: float
+    view: RunView,
+    open_: OpenRound,
+    swarm: Swarm,
+    rules: Rules,
+    times: Times,
+    now: float,
+    known: Mapping[str, PartInfo],
 ) -> Decision:
     """Commit the open round, or mend it."""
     live = [m for m in open_.members if swarm.lives(m, now)]
@@ -172,8 +187,12 @@ def _conclude(
     results = _best(open_, witnesses)
     need = min(2, max(1, len(live)))
     if all(count >= need for count, _ in results):
-        infos = tuple(info for _, info in results if info is not None)
-        return _commit(open_, infos, need, swarm, now)
+        infos = [known.get(held.digest) for _, held in results if held is not None]
+        if all(infos):
+            return _commit(open_, tuple(filter(None, infos)), need, swarm, now)
+        return Decision(
+            None, f"round {open_.round} is ready; {infos.count(None)} of its parts are not here yet"
+        )
     if not live:
         why = f"no member of round {open_.round} is left"
         return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
@@ -215,25 +234,15 @@ def _sees(progress: Progress, open_: OpenRound) -> bool:
     return progress.round == open_.round - 1 and progress.attempt == open_.attempt
 
 
-def _best(open_: OpenRound, witnesses: Sequence[Progress]) -> list[tuple[int, PartInfo | None]]:
-    """For each part how many peers hold its result, and that; of several the most held, or lowest digest.
-
-    Announcements are others' words: what can't be a result of this round does not count, and of two
-    descriptions of the same bytes the more frequent one does.
-    """
-    told: Counter[PartInfo] = Counter()
+def _best(open_: OpenRound, witnesses: Sequence[Progress]) -> list[tuple[int, Held | None]]:
+    """For each part how many peers hold its result, and that; of several the most held, or lowest digest."""
+    holders: Counter[Held] = Counter()
     for progress in witnesses:
-        told.update({(info.part, info.digest): info for info in progress.held}.values())
-    sound = [
-        info for info in told if info.part < len(open_.reducers) and fault(info, len(open_.members)) is None
-    ]
-    holders: Counter[tuple[int, str]] = Counter()
-    for info in sound:
-        holders[info.part, info.digest] += told[info]
-    best: list[tuple[int, PartInfo | None]] = [(0, None)] * len(open_.reducers)
-    for info in sorted(sound, key=lambda i: (-holders[i.part, i.digest], i.digest, -told[i])):
-        if best[info.part][1] is None:
-            best[info.part] = holders[info.part, info.digest], info
+        holders.update(set(progress.held))
+    best: list[tuple[int, Held | None]] = [(0, None)] * len(open_.reducers)
+    for held in sorted(holders, key=lambda h: (-holders[h], h.digest, h.size)):
+        if held.part < len(best) and best[held.part][1] is None:
+            best[held.part] = holders[held], held
     return best
 
 

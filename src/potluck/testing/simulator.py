@@ -18,6 +18,7 @@ from potluck.peer.dataplane import Vector
 from potluck.peer.state import first_snapshot, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
+from potluck.protocol.swarm import CROWD, Swarm
 from potluck.protocol.view import RunView
 from potluck.recipe import Data, End, Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
@@ -27,7 +28,7 @@ from potluck.testing.scenario import Fault, Scenario, World, scenario
 from potluck.testing.world import SimPeer
 from potluck.wire.codec import WIRE, digest, encode
 from potluck.wire.messages import Progress
-from potluck.wire.records import Chain, Commit, Entry, Member, TensorSpec
+from potluck.wire.records import ZERO, Body, Chain, Commit, Entry, Member, Record, TensorSpec
 
 __all__ = ["InvariantBroken", "Outcome", "Simulation", "World", "replay"]
 
@@ -86,7 +87,10 @@ class Simulation:
         self.random = random.Random(seed)
         self.now = 0.0
         self.calm = False
+        self.ear = Swarm() if world.peers > CROWD else None
+        """In a crowd one hears for all."""
         self.ledger: list[bytes] = []
+        self._chain, self._entries = Chain(), list[Entry]()
         self.peers: dict[str, SimPeer] = {}
         self.shelf: dict[str, MemoryStore] = {}
         """Disks of which everything starts again in a moment."""
@@ -98,7 +102,7 @@ class Simulation:
             end=End(epochs=world.epochs),
             rounds=Rounds(tokens=world.tokens, codec=world.codec, grace_s=3.0, snapshot_every=3, parts=5),
         )
-        self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100)
+        self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100, world.flat)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._born = 0
@@ -144,6 +148,10 @@ class Simulation:
         sender = self.peers.get(progress.peer)
         if sender is None or not sender.machine.sends:
             return
+        if self.ear is not None:
+            self.outcome.deliveries += len(self.peers)
+            self.at(self.delay() + self.delay(), lambda: self._overheard(progress))
+            return
         muted = self.faults.muted
         hearing = [p for p in self.peers.values() if p.machine.hears and not muted(progress.peer, p.me.peer)]
         self.outcome.deliveries += len(hearing)
@@ -152,6 +160,12 @@ class Simulation:
             if self.happens("duplicate"):
                 self._tell(group, progress)
             self._tell(group, progress)
+
+    def _overheard(self, progress: Progress) -> None:
+        assert self.ear is not None
+        if self.faults.hub_up:
+            self.ear.echo(self.now, progress.every_s)
+            self.ear.hear(progress, self.now)
 
     def _tell(self, group: list[SimPeer], progress: Progress) -> None:
         if self.faults.rates["loss"]:
@@ -162,6 +176,17 @@ class Simulation:
                 peer.hear(progress)
 
         self.at(self.delay() + self.delay(), arrive)
+
+    def entry(self, sequence: int) -> Entry:
+        """The record at its place, read and checked once for all peers."""
+        while len(self._entries) < sequence:
+            after = len(self._entries)
+            self._entries.append(self._chain.follow(after + 1, self.ledger[after]))
+        return self._entries[sequence - 1]
+
+    def record(self, after: int, author: str, body: Body) -> bytes:
+        """Bytes of the record that an author who has followed so many would append."""
+        return encode(Record(self.entry(after).hash if after else ZERO, author, body))
 
     def append(self, raw: bytes, after: int) -> bool:
         """Compare-and-set at the hub."""
@@ -218,6 +243,8 @@ class Simulation:
         core = PeerCore(me, self.rules, trains=True, have=store.digests(), snapshot_every=every)
         chance = self.of_peer(peer)
         chance.random()  # when it came
+        if self.ear is not None:
+            core.swarm = self.ear
         newcomer = SimPeer(self, me, core, store, speed=chance.uniform(40, 160))
         lives = self._lives[peer]
         newcomer.name = self.named(peer) + (f"/{lives}" if lives > 1 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,12 +12,13 @@ import numpy as np
 from potluck.data.leases import LeaseQueue
 from potluck.errors import StoreError
 from potluck.peer.dataplane import Carry, Vector, carried
-from potluck.peer.state import Contribution, Missing, PeerState
+from potluck.peer.state import Contribution, Missing, Partial, PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Announce,
     Append,
     Apply,
+    Combine,
     Cut,
     Drop,
     Effect,
@@ -28,14 +30,16 @@ from potluck.protocol.effects import (
     Reduce,
     Revoked,
     SendContribution,
+    SendPartial,
     SendResult,
     WriteSnapshot,
 )
 from potluck.store.contents import MemoryStore
 from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
-from potluck.wire.messages import Answer, Progress, PushContribution
-from potluck.wire.records import Chain, Commit, Genesis, Member, Open, PartInfo, Reassign
+from potluck.wire.messages import Answer, Progress, PushContribution, PushPartial
+from potluck.wire.records import Commit, Genesis, Member, Open, Reassign
+from potluck.wire.result import describe
 
 if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
@@ -45,6 +49,9 @@ BLOCK_TOKENS = 10
 LEASE = 40
 SILENCE_S = 4.0
 WAKE_S = 0.05
+
+described = functools.lru_cache(1024)(describe)
+"""All peers get the same bytes: they are read once."""
 
 AILING_S = 1.0
 """Pause after a disk refused something, as ``peer.actions`` makes it."""
@@ -59,7 +66,7 @@ class SimPeer:
         self.machine = Machine(sim, me.peer)
         self._step_s = self._step_due_s = STEP_S
         self._speed = speed
-        self._chain = Chain()
+        self._sequence = 0
         self._state: PeerState | None = None
         self._tokens = 0.0
         self._in_flight = 0.0
@@ -94,7 +101,7 @@ class SimPeer:
 
     def _beat(self) -> None:
         self._announce()
-        self.later(self.sim.random.uniform(0.9, 1.1), self._beat)
+        self.later(self.core.every_s(self.machine.now) * self.sim.random.uniform(0.9, 1.1), self._beat)
 
     def _announce(self) -> None:
         loss = float(np.abs(self._local).mean()) if self._local is not None else None
@@ -135,9 +142,9 @@ class SimPeer:
     def _follow(self) -> None:
         if not self.machine.connected:
             return
-        while self._chain.sequence < len(self.sim.ledger):
-            sequence = self._chain.sequence + 1
-            entry = self._chain.follow(sequence, self.sim.ledger[sequence - 1])
+        while self._sequence < len(self.sim.ledger):
+            self._sequence += 1
+            sequence, entry = self._sequence, self.sim.entry(self._sequence)
             body = entry.record.body
             if isinstance(body, Genesis):
                 self._state = PeerState(self.store, self.sim.recipe, body)
@@ -171,7 +178,8 @@ class SimPeer:
         """Train on the data blocks of one step, as many as there are."""
         assert self._local is not None
         blocks = max(1, round(self._speed * STEP_S / BLOCK_TOKENS))
-        taken = sum(self._data.take() is not None for _ in range(blocks))
+        leased = self.sim.world.blocks > 0
+        taken = sum(self._data.take() is not None for _ in range(blocks)) if leased else blocks
         was, self._waiting = self._waiting, not taken
         if self._waiting:
             if not was:
@@ -266,6 +274,10 @@ class SimPeer:
                 self._cut = (effect.round, effect.attempt)
             case SendContribution():
                 self._send_contribution(effect)
+            case Combine():
+                self.later(0.02 * self.machine.pace, partial(self._combine, effect))
+            case SendPartial():
+                self._send_partial(effect)
             case Reduce():
                 self.later(0.02 * self.machine.pace, partial(self._reduce, effect))
             case SendResult():
@@ -293,8 +305,8 @@ class SimPeer:
     def _append(self, effect: Append) -> None:
         if isinstance(effect.body, Commit):
             self.sim.deciding.update(info.digest for info in effect.body.parts)
-        raw = self._chain.next(self.me.peer, effect.body)
-        after = self._chain.sequence
+        after = self._sequence
+        raw = self.sim.record(after, self.me.peer, effect.body)
 
         def arrive() -> None:
             ok = self.machine.sends and self.sim.append(raw, after)
@@ -304,6 +316,12 @@ class SimPeer:
 
         self.sim.at(self.sim.delay(), arrive)
 
+    def _combine(self, effect: Combine) -> None:
+        assert self._state is not None
+        where = (effect.round, effect.attempt, effect.part)
+        self.core.combined(*where, *self._state.combine(*where, effect.contributors))
+        self.poll()
+
     def _reduce(self, effect: Reduce) -> None:
         assert self._state is not None
         where = (effect.round, effect.attempt, effect.part)
@@ -311,7 +329,7 @@ class SimPeer:
             self.core.reduced(*where, None, ())
             return
         try:
-            info, refused = self._state.reduce(*where, effect.contributors)
+            info, refused = self._state.reduce(*where, effect.contributors, effect.partials)
         except StoreError:
             self.later(AILING_S, lambda: self._settle(lambda _: self.core.reduced(*where, None, ()), None))
             return
@@ -426,25 +444,51 @@ class SimPeer:
             self.poll()
         return answer
 
+    def _send_partial(self, effect: SendPartial) -> None:
+        assert self._state is not None
+        where = (effect.round, effect.attempt, effect.part)
+        found = None if effect.lead is None else self._state.partial(*where, effect.lead)
+        given = found or Partial((), b"")
+        push = PushPartial(*where, given.contributors, given.blocks, effect.abstained, len(given.raw))
+
+        def answered(reply: object) -> None:
+            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
+            self.core.partial_sent(*where, effect.lead, answer, self.machine.now)
+
+        self.sim.outcome.request_bytes += len(given.raw)
+        self._request(effect.to, lambda peer: peer.take_partial(push, self.me, given.raw), answered)
+
+    def take_partial(self, push: PushPartial, member: Member, raw: bytes) -> Answer:
+        """The mean of what another member's group gave came."""
+        if self._state is None:
+            return Answer(False, "no state yet", retry=True)
+        due = self._state.partial_size(push.part) if push.contributors else 0
+        if len(raw) != due:
+            self.sim.fail(f"{member.peer[:4]} sends {len(raw)} bytes for part {push.part}, {due} are due")
+        answer = self.core.partial(push, member)
+        if answer.ok and push.contributors:
+            given = Partial(push.contributors, raw, push.blocks)
+            self._state.take_partial(push.round, push.attempt, push.part, given)
+        self.poll()
+        return answer
+
     def _send_result(self, effect: SendResult) -> None:
         where = (effect.round, effect.attempt, effect.part)
         raw = self.store.get(effect.digest)
-        exchange = self.core.exchange
-        info = next((i for i in (exchange.held if exchange else ()) if i.digest == effect.digest), None)
 
         def answered(reply: object) -> None:
             answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
             self.core.sent(*where, effect.to, effect.digest, answer, self.machine.now)
 
-        if raw is not None and info is not None:
+        if raw is not None:
             self.sim.outcome.request_bytes += len(raw)
-            self._request(effect.to, lambda peer: peer.take_result(*where[:2], info, raw), answered)
+            self._request(effect.to, lambda peer: peer.take_result(*where[:2], raw), answered)
 
-    def take_result(self, round_: int, attempt: int, info: PartInfo, raw: bytes) -> Answer:
-        """A reducer's result came."""
+    def take_result(self, round_: int, attempt: int, raw: bytes) -> Answer:
+        """A result came."""
         if not self._keep(raw):
             return Answer(False, "it could not be kept", retry=True)
-        self.core.result(round_, attempt, info)
+        self.core.result(round_, attempt, described(raw)[1], self.machine.now)
         self.poll()
         return Answer(True)
 
@@ -458,8 +502,11 @@ class SimPeer:
 
     def _fetch(self, effect: Fetch) -> None:
         def answered(reply: object) -> None:
+            tally = None
             if isinstance(reply, bytes):
                 self.sim.outcome.request_bytes += len(reply)
-            self.core.fetched(effect.digest, isinstance(reply, bytes) and self._keep(reply), self.machine.now)
+                tally = described(reply) if self.core.fetches_result(effect.digest) else None
+            kept = isinstance(reply, bytes) and self._keep(reply)
+            self.core.fetched(effect.digest, kept, self.machine.now, tally)
 
         self._request(effect.source, lambda peer: peer.store.get(effect.digest), answered)

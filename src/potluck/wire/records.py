@@ -61,6 +61,14 @@ class Member(Struct, frozen=True, order=True):
     session: Annotated[str, Meta(max_length=32)]
 
 
+class Held(Struct, frozen=True):
+    """A result of one part that somebody has: its content by digest, and that content's bytes."""
+
+    part: Count
+    digest: Digest
+    size: Count
+
+
 class PartInfo(Struct, frozen=True):
     """The reduced result of one part: its bytes by digest, and who is in it with what weight (tokens).
 
@@ -78,6 +86,11 @@ class PartInfo(Struct, frozen=True):
     def weight(self) -> float:
         """Sum of the contributors' weights."""
         return sum(weight for _, weight in self.contributors)
+
+    @property
+    def held(self) -> Held:
+        """What is announced of it."""
+        return Held(self.part, self.digest, self.size)
 
 
 class Genesis(Struct, frozen=True, tag=True):
@@ -102,6 +115,7 @@ class Open(Struct, frozen=True, tag=True):
 
     ``attempt`` is 0, or one more than that of the open round it replaces.
     ``base`` is the state digest that members start from; ``grace_s`` how long reducers wait.
+    Member i is in group i mod ``groups`` (``protocol.plan``).
     """
 
     round: Count
@@ -111,6 +125,7 @@ class Open(Struct, frozen=True, tag=True):
     base: Digest
     grace_s: float
     reason: Reason
+    groups: Annotated[int, Meta(ge=1, le=20_000)] = 1
 
 
 class Reassign(Struct, frozen=True, tag=True):
