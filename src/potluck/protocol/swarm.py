@@ -18,7 +18,7 @@ GAP_S = 2.5
 """Our own announcements not back for so long mean that nobody is heard: two beats, and some delay."""
 
 CROWD = 200
-"""All peers together announce themselves so many times a second; if there are no more than these, each once."""
+"""All peers together announce themselves so many times a second, or each once if there are fewer."""
 
 
 @dataclass
