@@ -26,6 +26,7 @@ from potluck.protocol.leasing import Granted, lease_out
 from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
 from potluck.protocol.swarm import Swarm
+from potluck.protocol.turn import Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
 from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial
 from potluck.wire.records import (
@@ -44,21 +45,6 @@ from potluck.wire.records import (
 from potluck.wire.result import Tally
 
 Described = tuple[Tally, PartInfo]
-
-RANK_S = 0.7
-"""Each further peer in line waits so much longer before it acts as steward, in seconds."""
-
-AGAIN_S = 1.0
-"""How soon after an append that was not taken another may follow, if no record came since, in seconds."""
-
-ANSWER_S = 5.0
-"""An append not answered for so long is taken as lost, in seconds; the ledger arbitrates if it was not."""
-
-LINE = 8
-"""Who stands further back in the line of stewards looks at what is to be decided less often."""
-
-LOOK_S = 0.3
-"""Each place in line makes the pause between two looks so much longer, in seconds."""
 
 _SOME, _VITAL = 1, 2
 
@@ -110,9 +96,7 @@ class PeerCore:
         self._caught_up = False
         self._times = Times(0.0, 0.0)
         self._grants = Granted(0.0, {})
-        self._due: tuple[object, float] = (None, 0.0)
-        self._look_at = 0.0
-        self._appending_until: float | None = None
+        self._turn = Turn()
         self._queue: list[Effect] = []
         self._news_of = 0
 
@@ -121,7 +105,7 @@ class PeerCore:
     def followed(self, entry: Entry, now: float) -> None:
         """A record of the ledger, in order."""
         skipped = self.view.follow(entry)
-        self._appending_until = None
+        self._turn.followed()
         body = entry.record.body
         if skipped:
             self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}")
@@ -219,8 +203,7 @@ class PeerCore:
     def appended(self, ok: bool, reason: str) -> None:
         """An append was answered. Either way the next record to follow tells what became of it."""
         if not ok:
-            if self._appending_until is not None:
-                self._appending_until -= ANSWER_S - AGAIN_S
+            self._turn.refused()
             self._note(f"append not taken: {reason}")
 
     # -- the swarm -------------------------------------------------------------------------------
@@ -478,7 +461,7 @@ class PeerCore:
 
     def deadline(self, now: float) -> float:
         """When to poll again if nothing happens before."""
-        busy = self.exchange is not None or self.catchup.round < self.view.round or self._due[0]
+        busy = self.exchange is not None or self.catchup.round < self.view.round or self._turn.due
         return now + (TICK_S if busy else 1.0)
 
     def _govern(self, now: float) -> list[Effect]:
@@ -492,9 +475,8 @@ class PeerCore:
             self.reason = "just come: listening for others before deciding anything"
             return []
         rank = self._rank(now)
-        if rank is not None and rank > LINE and now < self._look_at:
+        if not self._turn.looks(rank, now):
             return []
-        self._look_at = now + LOOK_S * (rank or 0)
         known = self.exchange.known if self.exchange is not None else {}
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now, known),
@@ -503,18 +485,11 @@ class PeerCore:
         ]
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)
-        if decision is None:
-            self._due = (None, now)
+        key = _key(decision, self.view) if decision is not None else None
+        if not self._turn.comes(key, rank, now):
             return []
-        key = _key(decision, self.view)
-        if key != self._due[0]:
-            self._due = (key, now)
-        if rank is None or now < self._due[1] + rank * RANK_S:
-            return []
-        if self._appending_until is not None and now < self._appending_until:
-            return []
+        assert decision is not None
         assert decision.body is not None
-        self._appending_until = now + ANSWER_S
         return [Append(decision.body)]
 
     def _rank(self, now: float) -> int | None:
