@@ -24,7 +24,7 @@ from potluck.protocol.exchange import Exchange
 from potluck.protocol.leases import count
 from potluck.protocol.leasing import Granted, lease_out
 from potluck.protocol.retention import Retention
-from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
+from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, subject
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.turn import Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
@@ -307,11 +307,6 @@ class PeerCore:
         """A contribution is here."""
         return self._routed(push) or self._exchange().contributed(push.part, member, push.weight)
 
-    def partial_offered(self, push: PushPartial, member: Member) -> Answer:
-        """Whether a partial is welcome, before its bytes are taken."""
-        weights = dict(push.contributors)
-        return self._routed(push) or self._exchange().partial_offered(push.part, member, weights)
-
     def partial(self, push: PushPartial, member: Member) -> Answer:
         """A partial is here."""
         weights = dict(push.contributors)
@@ -485,7 +480,7 @@ class PeerCore:
         ]
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)
-        key = _key(decision, self.view) if decision is not None else None
+        key = subject(decision, self.view) if decision is not None else None
         if not self._turn.comes(key, rank, now):
             return []
         assert decision is not None
@@ -499,11 +494,3 @@ class PeerCore:
 
     def _note(self, text: str) -> None:
         self._queue.append(Note(text))
-
-
-def _key(decision: Decision, view: RunView) -> object:
-    """What a decision is about, whatever its figures."""
-    body = decision.body
-    if isinstance(body, Grant):
-        return "Grant", view.leases.grants if view.leases is not None else 0
-    return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)

@@ -17,7 +17,7 @@ from potluck.protocol.plan import FLAT, assign, groups_for, reassign
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView
 from potluck.wire.messages import Progress
-from potluck.wire.records import Body, Commit, Finish, Held, Member, Open, PartInfo, Reassign, Snapshot
+from potluck.wire.records import Body, Commit, Finish, Grant, Held, Member, Open, PartInfo, Reassign, Snapshot
 
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
@@ -76,6 +76,14 @@ def decide(
     if end is not None:
         return Decision(Finish(view.round, end), end)
     return _begin(view, swarm, rules, times, now)
+
+
+def subject(decision: Decision, view: RunView) -> object:
+    """What a decision is about, whatever its figures."""
+    body = decision.body
+    if isinstance(body, Grant):
+        return "Grant", view.leases.grants if view.leases is not None else 0
+    return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)
 
 
 def agree_on_snapshot(
