@@ -27,12 +27,15 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Small worlds in virtual time, each from its seed: about five minutes on two cores, and a night.
+# Worlds in virtual time, each from its seed, small ones and of a thousand peers: about ten minutes on two cores,
+# and a night.
 sim: $(READY)
 	$(BIN)/potluck sim --seeds 5000
+	$(BIN)/potluck sim --seeds 20 --peers 1000
 
 sim-nightly: $(READY)
 	$(BIN)/potluck sim --seeds 100000
+	$(BIN)/potluck sim --seeds 200 --peers 1000
 
 bench: $(READY)
 	$(BIN)/python bench/demo_recipe.py

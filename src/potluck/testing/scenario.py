@@ -404,3 +404,20 @@ def small(seed: int) -> World:
         duration_s=20.0 * longer,
         calm_s=22.0,
     )
+
+
+def large(seed: int, peers: int) -> World:
+    """The large world of a seed, for running a few: every second one rough, all for less than a minute.
+
+    Each peer suffers as much as one of twenty does in the usual worlds. The data is not leased.
+    """
+    return replace(
+        (LIGHT, HEAVY)[seed % 2].scaled(max(1.0, peers / 20)),
+        peers=peers,
+        outer="nesterov" if seed % 4 < 2 else "average",
+        codec="fp32" if seed % 5 < 2 else "int8",
+        round_tokens=0,
+        blocks=0,
+        duration_s=20.0,
+        calm_s=30.0,
+    )

@@ -1,0 +1,111 @@
+"""What a round costs a peer and the hub as the swarm grows, from the simulator: real cores, virtual time.
+
+    python -m bench.scale --bar [--peers 10 100 1000 10000] [--rounds 2]
+
+One JSON object a line, for each number of peers: what one round took, from commit to commit in a calm world of 100 ms
+round trips and two seconds' work a round: requests of a peer to others (mean and most), how many others it asked,
+content bytes it sent over those of one whole contribution, seconds, and the hub's messages a second, in and out.
+``--flat`` has no groups, for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from potluck.protocol.plan import FLAT
+from potluck.testing.scenario import CALM, World
+from potluck.testing.simulator import SIZE, Simulation
+from potluck.testing.world import SimPeer
+from potluck.wire.records import Entry
+
+ENDLESS_S = 1e6
+
+
+class Enough(Exception):
+    """As many rounds as were asked for are committed."""
+
+
+@dataclass
+class Meter:
+    """Counts since the last commit but one of the measured rounds."""
+
+    at: float = 0.0
+    requests: Counter[str] = field(default_factory=Counter)
+    asked: dict[str, set[str]] = field(default_factory=dict)
+    bytes: int = 0
+    hub: int = 0
+
+
+class Metered(Simulation):
+    """A simulation that stops after some rounds; the first one, in which all join, is not measured."""
+
+    def __init__(self, world: World, rounds: int) -> None:
+        super().__init__(1, world)
+        self.rounds, self.meter = rounds, Meter()
+
+    def asked(self, peer: str, other: str) -> None:
+        super().asked(peer, other)
+        self.meter.requests[peer] += 1
+        self.meter.asked.setdefault(peer, set()).add(other)
+
+    def committed(self, entry: Entry, peer: SimPeer) -> None:
+        done = len(self.referee.commits)
+        super().committed(entry, peer)
+        if len(self.referee.commits) == done:
+            return
+        if done == 0:
+            self.meter = Meter(self.now, bytes=self.outcome.request_bytes, hub=self._hub())
+        if done == self.rounds:
+            raise Enough
+
+    def _hub(self) -> int:
+        return self.outcome.announcements + self.outcome.deliveries
+
+    def figures(self) -> dict[str, float]:
+        """A round's, as the module says."""
+        meter, rounds, peers = self.meter, self.rounds, self.world.peers
+        took_s = self.now - meter.at
+        return {
+            "messages_a_peer": meter.requests.total() / rounds / peers,
+            "most_messages": max(meter.requests.values()) / rounds,
+            "most_connections": max(len(others) for others in meter.asked.values()),
+            "bytes_over_contribution": (self.outcome.request_bytes - meter.bytes) / rounds / peers / SIZE,
+            "round_s": took_s / rounds,
+            "hub_messages_s": (self._hub() - meter.hub) / took_s,
+        }
+
+
+UNITS = {"round_s": "s", "hub_messages_s": "1/s"}
+
+
+def measure(peers: int, rounds: int, flat: int) -> dict[str, float]:
+    """The figures of one number of peers."""
+    world = replace(
+        CALM, peers=peers, flat=flat, duration_s=ENDLESS_S, delay_s=(0.04, 0.06), blocks=0, round_tokens=0
+    )
+    simulation = Metered(replace(world, bound_s=ENDLESS_S), rounds)
+    try:
+        simulation.run()
+    except Enough:
+        return simulation.figures()
+    raise AssertionError("a calm world commits")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--bar", action="store_true", help="bars are printed anyway: they are all there is")
+    parser.add_argument("--peers", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--flat", action="store_true")
+    wanted = parser.parse_args()
+    for peers in wanted.peers:
+        for name, value in measure(peers, wanted.rounds, peers if wanted.flat else FLAT).items():
+            line = {"bar": name, "value": round(value, 3), "unit": UNITS.get(name, ""), "peers": peers}
+            print(json.dumps(line | {"groups": not wanted.flat}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
