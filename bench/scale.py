@@ -2,9 +2,9 @@
 
     python -m bench.scale --bar [--peers 10 100 1000 10000] [--rounds 2]
 
-One JSON object a line, for each number of peers: what one round took, from commit to commit in a calm world of 100 ms
-round trips and two seconds' work a round: requests of a peer to others (mean and most), how many others it asked,
-content bytes it sent over those of one whole contribution, seconds, and the hub's messages a second, in and out.
+One JSON object a line, for each number of peers: what one round took, from commit to commit in a calm world of
+100 ms round trips and two seconds' work a round. Requests of a peer to others (mean and most), how many others
+it asked, bytes that it sent if a contribution has 25 MB, seconds, and the hub's messages a second, in and out.
 ``--flat`` has no groups, for comparison.
 """
 
@@ -17,26 +17,31 @@ from dataclasses import dataclass, field, replace
 
 from potluck.protocol.plan import FLAT
 from potluck.testing.scenario import CALM, World
-from potluck.testing.simulator import SIZE, Simulation
+from potluck.testing.simulator import Simulation
 from potluck.testing.world import SimPeer
 from potluck.wire.records import Entry
 
 ENDLESS_S = 1e6
 
+CONTRIBUTION_BYTES = 25e6
+"""25 M values in int8."""
 
-class Enough(Exception):
-    """As many rounds as were asked for are committed."""
+PARTIAL = 4
+"""A partial is in fp32."""
+
+TALLY_BYTES = 13
+"""Of each member, in each result."""
 
 
 @dataclass
 class Meter:
-    """Counts since the last commit but one of the measured rounds."""
+    """Counts from one moment on."""
 
     at: float = 0.0
-    requests: Counter[str] = field(default_factory=Counter)
-    asked: dict[str, set[str]] = field(default_factory=dict)
-    bytes: int = 0
     hub: int = 0
+    requests: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    asked: dict[str, set[str]] = field(default_factory=dict)
 
 
 class Metered(Simulation):
@@ -46,9 +51,9 @@ class Metered(Simulation):
         super().__init__(1, world)
         self.rounds, self.meter = rounds, Meter()
 
-    def asked(self, peer: str, other: str) -> None:
-        super().asked(peer, other)
+    def asked(self, peer: str, other: str, what: str) -> None:
         self.meter.requests[peer] += 1
+        self.meter.kinds[what] += 1
         self.meter.asked.setdefault(peer, set()).add(other)
 
     def committed(self, entry: Entry, peer: SimPeer) -> None:
@@ -57,9 +62,8 @@ class Metered(Simulation):
         if len(self.referee.commits) == done:
             return
         if done == 0:
-            self.meter = Meter(self.now, bytes=self.outcome.request_bytes, hub=self._hub())
-        if done == self.rounds:
-            raise Enough
+            self.meter = Meter(self.now, self._hub())
+        self.stopped = done == self.rounds
 
     def _hub(self) -> int:
         return self.outcome.announcements + self.outcome.deliveries
@@ -72,26 +76,27 @@ class Metered(Simulation):
             "messages_a_peer": meter.requests.total() / rounds / peers,
             "most_messages": max(meter.requests.values()) / rounds,
             "most_connections": max(len(others) for others in meter.asked.values()),
-            "bytes_over_contribution": (self.outcome.request_bytes - meter.bytes) / rounds / peers / SIZE,
+            "bytes_a_peer": self._bytes() / rounds / peers,
             "round_s": took_s / rounds,
             "hub_messages_s": (self._hub() - meter.hub) / took_s,
         }
 
+    def _bytes(self) -> float:
+        kinds, part = self.meter.kinds, CONTRIBUTION_BYTES / self.recipe.rounds.parts
+        results = kinds["result"] + kinds["fetch"]
+        tallies = results * TALLY_BYTES * self.world.peers
+        return (kinds["contribution"] + results + PARTIAL * kinds["partial"]) * part + tallies
 
-UNITS = {"round_s": "s", "hub_messages_s": "1/s"}
+
+UNITS = {"round_s": "s", "hub_messages_s": "1/s", "bytes_a_peer": "B"}
 
 
 def measure(peers: int, rounds: int, flat: int) -> dict[str, float]:
     """The figures of one number of peers."""
-    world = replace(
-        CALM, peers=peers, flat=flat, duration_s=ENDLESS_S, delay_s=(0.04, 0.06), blocks=0, round_tokens=0
-    )
-    simulation = Metered(replace(world, bound_s=ENDLESS_S), rounds)
-    try:
-        simulation.run()
-    except Enough:
-        return simulation.figures()
-    raise AssertionError("a calm world commits")
+    world = replace(CALM, peers=peers, flat=flat, delay_s=(0.04, 0.06), blocks=0, round_tokens=0)
+    simulation = Metered(replace(world, duration_s=ENDLESS_S, bound_s=ENDLESS_S), rounds)
+    simulation.run()
+    return simulation.figures()
 
 
 def main() -> None:

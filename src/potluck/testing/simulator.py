@@ -87,6 +87,8 @@ class Simulation:
         self.random = random.Random(seed)
         self.now = 0.0
         self.calm = False
+        self.stopped = False
+        """Set to end it here."""
         self.ear = Swarm() if world.peers > CROWD else None
         """In a crowd one hears for all."""
         self.ledger: list[bytes] = []
@@ -196,6 +198,9 @@ class Simulation:
         for peer in list(self.peers.values()):
             self.at(self.delay(), peer.read_ledger)
         return True
+
+    def asked(self, peer: str, other: str, what: str) -> None:
+        """A request goes from one peer to another; for whoever counts them."""
 
     # -- the swarm -------------------------------------------------------------------------------
 
@@ -382,11 +387,12 @@ class Simulation:
         self.at(1.0, self._check_progress)
         end = self.world.duration_s + self.world.calm_s
         queue, pop, outcome = self._queue, heapq.heappop, self.outcome
-        while queue and queue[0][0] <= end:
+        while queue and queue[0][0] <= end and not self.stopped:
             self.now, _, action = pop(queue)
             outcome.events += 1
             action()
-        self._check_end()
+        if not self.stopped:
+            self._check_end()
         view = self.head()
         outcome.rounds, outcome.tokens = view.round, view.tokens
         outcome.reopened, outcome.reassigned = view.reopened, len(self.reassigned)

@@ -382,7 +382,7 @@ class SimPeer:
     # -- messages to one peer --------------------------------------------------------------------
 
     def _request(
-        self, to: str, serve: Callable[[SimPeer], object], answered: Callable[[object], None]
+        self, what: str, to: str, serve: Callable[[SimPeer], object], answered: Callable[[object], None]
     ) -> None:
         """Ask another peer; None if it could not be reached (seen at once, or after the silence)."""
         sim = self.sim
@@ -408,6 +408,7 @@ class SimPeer:
                 serve(target)
 
         sim.outcome.requests += 1
+        sim.asked(self.me.peer, to, what)
         sim.at(sim.delay(), arrive)
         if sim.happens("duplicate"):
             sim.at(sim.delay(), again)
@@ -427,7 +428,9 @@ class SimPeer:
             self.core.sent(*where, effect.to, None, answer, self.machine.now)
 
         self.sim.outcome.request_bytes += len(given.raw)
-        self._request(effect.to, lambda peer: peer.take_contribution(push, self.me, given.raw), answered)
+        self._request(
+            "contribution", effect.to, lambda peer: peer.take_contribution(push, self.me, given.raw), answered
+        )
 
     def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
         """Another member's contribution came, as large as its part, or empty if there will be none."""
@@ -456,7 +459,9 @@ class SimPeer:
             self.core.partial_sent(*where, effect.lead, answer, self.machine.now)
 
         self.sim.outcome.request_bytes += len(given.raw)
-        self._request(effect.to, lambda peer: peer.take_partial(push, self.me, given.raw), answered)
+        self._request(
+            "partial", effect.to, lambda peer: peer.take_partial(push, self.me, given.raw), answered
+        )
 
     def take_partial(self, push: PushPartial, member: Member, raw: bytes) -> Answer:
         """The mean of what another member's group gave came."""
@@ -482,7 +487,7 @@ class SimPeer:
 
         if raw is not None:
             self.sim.outcome.request_bytes += len(raw)
-            self._request(effect.to, lambda peer: peer.take_result(*where[:2], raw), answered)
+            self._request("result", effect.to, lambda peer: peer.take_result(*where[:2], raw), answered)
 
     def take_result(self, round_: int, attempt: int, raw: bytes) -> Answer:
         """A result came."""
@@ -509,4 +514,4 @@ class SimPeer:
             kept = isinstance(reply, bytes) and self._keep(reply)
             self.core.fetched(effect.digest, kept, self.machine.now, tally)
 
-        self._request(effect.source, lambda peer: peer.store.get(effect.digest), answered)
+        self._request("fetch", effect.source, lambda peer: peer.store.get(effect.digest), answered)
