@@ -2,9 +2,9 @@
 
     python -m bench.scale --bar [--peers 10 100 1000 10000] [--rounds 2]
 
-One JSON object a line, for each number of peers: what one round took, from commit to commit in a calm world of
-100 ms round trips and two seconds' work a round. Requests of a peer to others (mean and most), how many others
-it asked, bytes that it sent if a contribution has 25 MB, seconds, and the hub's messages a second, in and out.
+One JSON object a line, for each number of peers: what one round took, from commit to commit in a calm world
+of 100 ms round trips and two seconds' work a round. Requests of a peer to others (mean and most), how many
+others it asked, bytes it sent if a contribution has 25 MB, seconds, and the hub's messages a second, both ways.
 ``--flat`` has no groups, for comparison.
 """
 
