@@ -16,12 +16,14 @@ from potluck.wire.records import (
     Commit,
     Entry,
     Genesis,
+    Held,
     Member,
     Open,
     PartInfo,
     Reassign,
     Snapshot,
 )
+from potluck.wire.result import Tally
 
 BASE = digest(b"state")
 
@@ -46,7 +48,19 @@ def says(n: int, **more: Any) -> Progress:
         "state": BASE,
         "tokens": 100.0,
     }
-    return Progress(**(settings | more))
+    settings |= more
+    settings["held"] = held(*settings.get("held", ()))
+    return Progress(**settings)
+
+
+def held(*results: PartInfo | Held) -> tuple[Held, ...]:
+    """What is announced of some results."""
+    return tuple(one.held if isinstance(one, PartInfo) else one for one in results)
+
+
+def known(*infos: PartInfo) -> dict[str, PartInfo]:
+    """Results that are here, by digest."""
+    return {info.digest: info for info in infos}
 
 
 def heard(*announcements: Progress, at: float = 0.0) -> Swarm:
@@ -68,9 +82,10 @@ def opened(
     attempt: int = 0,
     base: str = BASE,
     grace_s: float = 4.0,
+    groups: int = 1,
 ) -> Open:
     everyone = tuple(member(n) for n in members)
-    return Open(round_, attempt, everyone, tuple(reducers), base, grace_s, "tokens done")
+    return Open(round_, attempt, everyone, tuple(reducers), base, grace_s, "tokens done", groups)
 
 
 def moved(*moves: tuple[int, int], round_: int = 1, attempt: int = 0) -> Reassign:
@@ -81,6 +96,11 @@ def result(part: int, *contributors: tuple[int, float], label: str = "") -> Part
     """A part's result; ``label`` tells results of one part apart."""
     named = contributors or ((0, 60.0), (1, 40.0))
     return PartInfo(part, digest(f"{part}/{label}".encode()), 8, tuple(named))
+
+
+def told(info: PartInfo, round_: int = 1, attempt: int = 0) -> tuple[Tally, PartInfo]:
+    """What a result's content says: the tally in it, and so what a commit would say of it."""
+    return Tally(round_, attempt, info.part, info.contributors, info.blocks), info
 
 
 def committed(round_: int = 1, *parts: PartInfo, attempt: int = 0, tokens: int = 100) -> Commit:

@@ -9,7 +9,7 @@ import pytest
 
 from potluck.protocol.catchup import FLYING, FLYING_PER_SOURCE, NO_STATE, Catchup, chunks
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
-from potluck.protocol.exchange import RETRY_S
+from potluck.protocol.errand import RETRY_S
 from potluck.protocol.swarm import EXPIRY_S
 from potluck.protocol.view import RunView
 from potluck.wire.records import Body, Commit

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from potluck.protocol.catchup import NO_STATE, chunks
-from potluck.protocol.core import AGAIN_S, ANSWER_S, RANK_S, TICK_S, PeerCore
+from potluck.protocol.core import TICK_S, PeerCore
 from potluck.protocol.effects import (
     Announce,
     Append,
@@ -25,6 +25,7 @@ from potluck.protocol.effects import (
 )
 from potluck.protocol.steward import Rules
 from potluck.protocol.swarm import EXPIRY_S
+from potluck.protocol.turn import AGAIN_S, ANSWER_S, RANK_S
 from potluck.wire.messages import Answer, Progress, PushContribution
 from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Snapshot
 
@@ -34,6 +35,7 @@ from .support import (
     blob,
     committed,
     genesis,
+    held,
     member,
     moved,
     opened,
@@ -204,13 +206,15 @@ def test_a_member_sees_a_round_through() -> None:
     assert peer.poll(Reduce) == [Reduce(1, 0, 0, (0, 1))]
     mine, theirs = result(0), result(1)
     peer.core.reduced(1, 0, 0, mine, ())
-    peer.core.result(1, 0, theirs)
+    peer.core.result(1, 0, theirs, 0.2)
     assert Announce() in peer.core.poll(0.2)
-    assert peer.say(0.2).held == (mine, theirs)
+    assert peer.say(0.2).held == held(mine, theirs)
     peer.follow(committed(1, mine, theirs), now=0.3)
     assert peer.core.exchange is None
     assert peer.poll(Apply, 0.3) == [Apply(committed(1, mine, theirs))]
-    assert peer.say(0.3).held == (mine, theirs), "who lacks one may fetch it here before we have applied it"
+    assert peer.say(0.3).held == held(mine, theirs), (
+        "who lacks one may fetch it here before we have applied it"
+    )
     peer.core.applied(1, "f" * 64, loaded=False)
     said = peer.say(0.4)
     assert (said.round, said.state, said.held) == (1, "f" * 64, ())
@@ -219,10 +223,10 @@ def test_a_member_sees_a_round_through() -> None:
 def test_parts_of_a_commit_are_announced_until_it_is_applied_even_while_the_next_round_is_open() -> None:
     peer = in_round()
     mine, theirs = result(0), result(1)
-    peer.core.result(1, 0, mine)
+    peer.core.result(1, 0, mine, 0.2)
     peer.follow(committed(1, mine, theirs), opened(2, (3,), (0, 0)))
     assert peer.core.exchange is not None
-    assert peer.say().held == (mine,)
+    assert peer.say().held == held(mine)
 
 
 def test_a_member_that_is_not_at_the_base_abstains() -> None:
@@ -259,7 +263,7 @@ def test_events_of_a_round_that_is_over_change_nothing() -> None:
     peer.core.poll(1.0)
     peer.core.cut_done(1, 0, 60.0)
     peer.core.reduced(1, 0, 0, result(0), (1,))
-    peer.core.result(1, 0, result(1))
+    peer.core.result(1, 0, result(1), 1.0)
     peer.core.sent(1, 0, 1, peer_id(2), None, Answer(True), 1.0)
     assert peer.core.exchange is not None
     assert (peer.core.exchange.weight, peer.core.exchange.held) == (None, ())
@@ -307,7 +311,7 @@ def test_damage_is_told_and_mended() -> None:
     peer = in_round()
     parts = committed()
     for info in parts.parts:
-        peer.core.result(1, 0, info)
+        peer.core.result(1, 0, info, 0.2)
     peer.follow(parts)
     assert peer.poll(Apply) == [Apply(parts)]
     peer.hear(says(2, round=1))
@@ -328,7 +332,7 @@ def through(peer: Peer, round_: int) -> Commit:
     parts = committed(round_)
     peer.follow(opened(round_, base=peer.core.catchup.state))
     for info in parts.parts:
-        peer.core.result(round_, 0, info)
+        peer.core.result(round_, 0, info, 0.2)
     peer.follow(parts)
     peer.core.poll(0.0)
     peer.core.applied(round_, f"{round_:064x}", loaded=False)
@@ -369,7 +373,7 @@ def test_nothing_is_dropped_that_a_commit_still_to_be_applied_needs() -> None:
     third = committed(3)
     peer.follow(opened(3, base=peer.core.catchup.state))
     for info in third.parts:
-        peer.core.result(3, 0, info)
+        peer.core.result(3, 0, info, 0.2)
     peer.follow(third)
     assert peer.poll(Apply) == [Apply(third)]
     peer.follow(snapshot(0), snapshot(1), snapshot(3))
@@ -544,7 +548,7 @@ def test_the_end_is_over_once_the_last_round_is_applied() -> None:
     peer = in_round()
     parts = committed()
     for info in parts.parts:
-        peer.core.result(1, 0, info)
+        peer.core.result(1, 0, info, 0.2)
     peer.follow(parts, Finish(1, "enough tokens"))
     assert not peer.core.over
     assert "run over: enough tokens" in peer.notes()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -27,7 +28,7 @@ from potluck.protocol.swarm import Swarm
 from potluck.testing import world
 from potluck.testing.scenario import CALM, HEAVY, World, scenario
 from potluck.testing.shrink import failure_of
-from potluck.wire.messages import Answer, PushContribution
+from potluck.wire.messages import Answer, PushContribution, PushPartial
 from potluck.wire.records import Commit
 
 Patch = pytest.MonkeyPatch
@@ -69,17 +70,22 @@ def counted_twice(patch: Patch) -> None:
     """The last contribution to a part is reduced twice."""
     reduce = DataPlane.reduce
 
-    def doubling(self: DataPlane, part: int, contributions: Any) -> Any:
-        raw, info, refused = reduce(self, part, [*contributions, contributions[-1]])
-        named = tuple(dict(info.contributors).items()) if info else ()
-        return raw, type(info)(info.part, info.digest, info.size, named) if info else None, refused
+    def doubling(self: DataPlane, part: int, given: Any) -> Any:
+        mean = reduce(self, part, [*given, given[-1]])
+        return mean._replace(contributors=tuple(sorted(set(mean.contributors))))
 
     patch.setattr(DataPlane, "reduce", doubling)
 
 
 def digest_reused(patch: Patch) -> None:
     """A reducer names its results by their part alone: two of them have one digest."""
-    patch.setattr(dataplane, "digest", lambda raw: f"{len(raw):064x}")
+    describe = state.describe
+
+    def reusing(raw: bytes) -> Any:
+        tally, info = describe(raw)
+        return tally, msgspec.structs.replace(info, digest=f"{len(raw):064x}")
+
+    patch.setattr(state, "describe", reusing)
 
 
 def weights_swapped(patch: Patch) -> None:
@@ -163,13 +169,13 @@ def stale_contribution(patch: Patch) -> None:
     """Contributions to an earlier attempt of the round are reduced into the one that is open."""
     reduce, routed = PeerState.reduce, PeerCore._routed
 
-    def any_attempt(self: PeerState, round_: int, attempt: int, part: int, contributors: Any) -> Any:
+    def any_attempt(self: PeerState, round_: int, attempt: int, part: int, *rest: Any) -> Any:
         for (r, a, p, index), found in sorted(self._inbox.items()):
             if (r, p) == (round_, part) and a < attempt:
                 self._inbox[round_, attempt, part, index] = found
-        return reduce(self, round_, attempt, part, contributors)
+        return reduce(self, round_, attempt, part, *rest)
 
-    def let_in(self: PeerCore, push: PushContribution) -> Answer | None:
+    def let_in(self: PeerCore, push: PushContribution | PushPartial) -> Answer | None:
         here = self.exchange is not None and self.exchange.round == push.round
         return None if here and push.attempt < self.exchange.attempt else routed(self, push)  # type: ignore
 
@@ -218,7 +224,7 @@ def no_patience(patch: Patch) -> None:
 
     def hasty(self: Exchange, *values: Any) -> None:
         init(self, *values)
-        self._grace_s = 0.0
+        self.grace_s = 0.0
 
     patch.setattr(Exchange, "__init__", hasty)
 

@@ -27,6 +27,7 @@ from potluck.wire.records import (
     Commit,
     Entry,
     Finish,
+    Held,
     Open,
     PartInfo,
     Reassign,
@@ -40,6 +41,7 @@ from .support import (
     committed,
     genesis,
     heard,
+    known,
     member,
     moved,
     opened,
@@ -55,10 +57,18 @@ START = Times(committed=0.0, opened=0.0)
 R0, R1 = result(0), result(1)
 
 
+KNOWN = known(R0, R1)
+
+
 def decided(
-    view: RunView, swarm: Swarm, now: float = 1.0, rules: Rules = RULES, times: Times = START
+    view: RunView,
+    swarm: Swarm,
+    now: float = 1.0,
+    rules: Rules = RULES,
+    times: Times = START,
+    here: dict[str, PartInfo] = KNOWN,
 ) -> Decision:
-    decision = decide(view, swarm, rules, times, now)
+    decision = decide(view, swarm, rules, times, now, here)
     if decision.body is not None:
         # Whatever is decided can be written, read, and stands where it is written.
         record: Record = decode(Chain().next("0" * 64, decision.body), Record)
@@ -67,7 +77,7 @@ def decided(
     return decision
 
 
-def holding(n: int, *infos: PartInfo, **more: Any) -> Progress:
+def holding(n: int, *infos: PartInfo | Held, **more: Any) -> Progress:
     return says(n, held=infos, **more)
 
 
@@ -201,7 +211,7 @@ def test_a_commit_says_who_is_not_in_it_and_why() -> None:
     lone = tuple(result(p, (0, 60.0)) for p in range(2))
     view = view_of(genesis(), opened(members=(1, 2, 3)))
     swarm = heard(holding(1, *lone), holding(2, *lone))
-    commits = decided(view, swarm)
+    commits = decided(view, swarm, here=known(*lone))
     peer3 = peer_id(3)[:8]
     assert commits.reason == f"all 2 parts held by two members; without peer2 (late), {peer3} (gone)"
 
@@ -210,7 +220,7 @@ def test_a_commit_counts_each_contributor_once_and_weighs_their_losses() -> None
     partly = result(1, (0, 60.0))
     view = view_of(genesis(), opened())
     swarm = heard(holding(1, R0, partly, loss=2.0), holding(2, R0, partly, loss=3.0))
-    commits = decided(view, swarm)
+    commits = decided(view, swarm, here=known(R0, partly))
     assert isinstance(commits.body, Commit)
     assert commits.body.tokens == 100
     assert commits.body.loss == pytest.approx(2.0 * 0.6 + 3.0 * 0.4)
@@ -240,30 +250,43 @@ def test_what_is_held_of_another_round_or_by_who_left_does_not_count(more: dict[
 def test_of_two_results_the_more_held_one_counts_and_the_lower_digest_breaks_a_tie() -> None:
     view = view_of(genesis(parts=1), opened(members=(1, 2, 3), reducers=(0,)))
     a, b = sorted((result(0, (0, 60.0), label="a"), result(0, (0, 60.0), label="b")), key=lambda i: i.digest)
-    tie = decided(view, heard(holding(1, a, b), holding(2, b, a), says(3)))
+    here = known(a, b)
+    tie = decided(view, heard(holding(1, a, b), holding(2, b, a), says(3)), here=here)
     assert isinstance(tie.body, Commit)
     assert tie.body.parts == (a,)
-    more = decided(view, heard(holding(1, a, b), holding(2, b, a), holding(3, b)))
+    more = decided(view, heard(holding(1, a, b), holding(2, b, a), holding(3, b)), here=here)
     assert isinstance(more.body, Commit)
     assert more.body.parts == (b,)
+
+
+def test_only_results_whose_content_is_here_are_committed() -> None:
+    """Who is in a result stands in it, and not in what is said of it."""
+    view = view_of(genesis(), opened())
+    swarm = heard(holding(1, R0, R1), holding(2, R0, R1))
+    for here, lacking in (({}, 2), (known(R0), 1), (known(result(0, label="other"), R1), 1)):
+        waits = decided(view, swarm, here=here)
+        assert waits == Decision(None, f"round 1 is ready; {lacking} of its parts are not here yet")
+    weights = replace(R0, contributors=((1, 7.0),))
+    commits = decided(view, swarm, here=known(weights, R1))
+    assert isinstance(commits.body, Commit)
+    assert commits.body.parts == (weights, R1)
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        result(7),
-        result(0, (5, 1.0)),
-        result(0, (0, math.inf)),
-        result(0, (0, 1.0), (0, 1.0)),
-        PartInfo(0, R0.digest, 8, ()),
-        PartInfo(0, R0.digest, 8, ((0, math.nan),)),
+        Held(7, R0.digest, 8),
+        Held(2, R0.digest, 8),
+        Held(0, R0.digest, 9),
+        Held(0, "f" * 64, 8),
+        Held(0, R1.digest, 8),
     ],
 )
-def test_garbage_in_announcements_neither_counts_nor_stops_anybody(bad: PartInfo) -> None:
-    view = view_of(genesis(), opened())
-    alone = decided(view, heard(holding(1, bad), holding(2, bad)))
+def test_garbage_in_announcements_neither_counts_nor_stops_anybody(bad: Held) -> None:
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    alone = decided(view, heard(holding(1, bad), says(2), says(3)))
     assert alone.reason == "round 1: 2 of 2 parts not yet held by 2; reduced by peer1, peer2"
-    swarm = heard(holding(0, bad, since=0), holding(1, R0, R1), holding(2, R0, R1))
+    swarm = heard(holding(1, bad, R0), holding(2, R0, R1), holding(3, R0, R1))
     commits = decided(view, swarm)
     assert isinstance(commits.body, Commit)
     assert commits.body.parts == (R0, R1)
@@ -271,24 +294,15 @@ def test_garbage_in_announcements_neither_counts_nor_stops_anybody(bad: PartInfo
 
 def test_one_peer_can_not_hold_a_part_twice() -> None:
     view = view_of(genesis(), opened())
-    other = replace(R0, contributors=((1, 40.0),))
+    other = replace(R0.held, size=9)
     swarm = heard(holding(1, R0, R0, other, R1, R1), says(2))
     assert decided(view, swarm).reason == ("round 1: 2 of 2 parts not yet held by 2; reduced by peer1, peer2")
-
-
-def test_of_two_descriptions_of_the_same_bytes_the_more_frequent_one_counts() -> None:
-    view = view_of(genesis(), opened(members=(1, 2, 3)))
-    lie = replace(R0, contributors=((2, 1e6),))
-    swarm = heard(holding(1, lie, R1), holding(2, R0, R1), holding(3, R0, R1))
-    commits = decided(view, swarm)
-    assert isinstance(commits.body, Commit)
-    assert commits.body.parts == (R0, R1)
 
 
 def test_the_tokens_of_a_commit_fit_a_record_whatever_weights_are_claimed() -> None:
     greedy = tuple(result(p, (0, float(MAX_WEIGHT)), (1, float(MAX_WEIGHT))) for p in range(2))
     view = view_of(genesis(), opened())
-    commits = decided(view, heard(holding(1, *greedy), holding(2, *greedy)))
+    commits = decided(view, heard(holding(1, *greedy), holding(2, *greedy)), here=known(*greedy))
     assert isinstance(commits.body, Commit)
     assert commits.body.tokens == MAX_WEIGHT
 
