@@ -212,9 +212,7 @@ def test_a_member_sees_a_round_through() -> None:
     peer.follow(committed(1, mine, theirs), now=0.3)
     assert peer.core.exchange is None
     assert peer.poll(Apply, 0.3) == [Apply(committed(1, mine, theirs))]
-    assert peer.say(0.3).held == held(mine, theirs), (
-        "who lacks one may fetch it here before we have applied it"
-    )
+    assert peer.say(0.3).held == held(mine, theirs), "who lacks one may fetch it here until we apply it"
     peer.core.applied(1, "f" * 64, loaded=False)
     said = peer.say(0.4)
     assert (said.round, said.state, said.held) == (1, "f" * 64, ())
