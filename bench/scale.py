@@ -4,7 +4,7 @@
 
 One JSON object a line, for each number of peers: what one round took, from commit to commit in a calm world
 of 100 ms round trips and two seconds' work a round. Requests of a peer to others (mean and most), how many
-others it asked, bytes it sent if a contribution has 25 MB, seconds, and the hub's messages a second, both ways.
+others it asked, bytes it sent if a contribution has 25 MB, seconds, and messages a second at the hub.
 ``--flat`` has no groups, for comparison.
 """
 
