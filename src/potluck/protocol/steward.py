@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from potluck.protocol.plan import FLAT, assign, groups_for, reassign
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView
+from potluck.wire.codec import MAX_MESSAGE_BYTES
 from potluck.wire.messages import Progress
 from potluck.wire.records import Body, Commit, Finish, Grant, Held, Member, Open, PartInfo, Reassign, Snapshot
 
@@ -24,6 +25,13 @@ SETTLE_S = 2.0
 
 IDLE_S = 5.0
 """A trainer that has not stepped for so long, and for four of its usual steps, is no member, in seconds."""
+
+ROUND_BYTES = MAX_MESSAGE_BYTES * 9 // 10
+MEMBER_BYTES = 110
+CONTRIBUTOR_BYTES = 14
+"""A record has so many bytes to spare: an open takes so many of them for each member, a commit for each
+contributor to each part.
+"""
 
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
@@ -163,6 +171,7 @@ def _has_work(progress: Progress) -> bool:
 
 def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, reason: str) -> Open:
     assert view.genesis is not None
+    ready = _fitting(ready, view.genesis.parts, view.round)
     members = tuple(sorted(p.member for p in ready))
     uplinks = [p.uplink for p in ready if p.uplink > 0]
     transfer_s = 2 * rules.round_bytes / min(uplinks) if uplinks else 0.0
@@ -178,6 +187,15 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
         reason=reason,
         groups=groups_for(len(members), rules.flat),
     )
+
+
+def _fitting(ready: Sequence[Progress], parts: int, turn: int) -> Sequence[Progress]:
+    """As many as one record can name, others each time; what the rest has done waits for their turn."""
+    most = max(1, ROUND_BYTES // max(MEMBER_BYTES, parts * CONTRIBUTOR_BYTES))
+    if len(ready) <= most:
+        return ready
+    start = turn * most % len(ready)
+    return [*ready[start:], *ready[:start]][:most]
 
 
 def _conclude(
