@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
+from potluck.protocol.effects import Effect
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import RunView
 from potluck.wire.codec import WIRE, digest
@@ -68,6 +71,23 @@ def heard(*announcements: Progress, at: float = 0.0) -> Swarm:
     for progress in announcements:
         assert swarm.hear(progress, at)
     return swarm
+
+
+def present(*numbers: int, at: float = 0.0, **more: Any) -> Swarm:
+    return heard(*(says(n, **more) for n in numbers), at=at)
+
+
+def update(swarm: Swarm, at: float, *announcements: Progress) -> Swarm:
+    """The same peers go on announcing, a beat later."""
+    for progress in announcements:
+        last = swarm.last(progress.peer)
+        beat = last.beat + 1 if last is not None else 0
+        assert swarm.hear(replace(progress, beat=beat), at)
+    return swarm
+
+
+def only(effects: list[Effect], kind: type[Effect]) -> list[Any]:
+    return [effect for effect in effects if isinstance(effect, kind)]
 
 
 def genesis(parts: int = 2, wire: int = WIRE, assets: tuple[Blob, ...] = ()) -> Genesis:

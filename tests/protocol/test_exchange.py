@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -14,10 +13,9 @@ from potluck.protocol.errand import RETRY_S
 from potluck.protocol.exchange import PUSH_S, Exchange
 from potluck.protocol.swarm import EXPIRY_S, Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound
-from potluck.wire.messages import Progress
 from potluck.wire.records import PartInfo
 
-from .support import BASE, heard, member, peer_id, result, says
+from .support import BASE, member, only, peer_id, present, result, says, update
 
 GRACE_S = 4.0
 
@@ -29,23 +27,6 @@ def round_of(members: Sequence[int], reducers: Sequence[int], attempt: int = 0) 
 
 def exchange(me: int = 1, members: Sequence[int] = (1, 2, 3), reducers: Sequence[int] = (0, 1)) -> Exchange:
     return Exchange(round_of(members, reducers), member(me), 0.0)
-
-
-def present(*numbers: int, at: float = 0.0, **more: Any) -> Swarm:
-    return heard(*(says(n, **more) for n in numbers), at=at)
-
-
-def update(swarm: Swarm, at: float, *announcements: Progress) -> Swarm:
-    """The same peers go on announcing, a beat later."""
-    for progress in announcements:
-        last = swarm.last(progress.peer)
-        beat = last.beat + 1 if last is not None else 0
-        assert swarm.hear(replace(progress, beat=beat), at)
-    return swarm
-
-
-def only(effects: list[Effect], kind: type[Effect]) -> list[Any]:
-    return [effect for effect in effects if isinstance(effect, kind)]
 
 
 def cut(part: Exchange, swarm: Swarm, now: float = 0.0, weight: float = 60.0) -> list[Effect]:
