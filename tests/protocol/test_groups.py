@@ -440,6 +440,20 @@ def test_a_new_reducer_means_a_new_half_of_the_grace_period() -> None:
     assert only(ex.poll(swarm, 1.9 + GRACE_S / 2), Combine) == [combine(1, 4)]
 
 
+@pytest.mark.xfail(strict=True, reason="an answer does not say whose it is")
+def test_the_answer_of_the_reducer_before_is_not_that_of_the_new_one() -> None:
+    """It was alive, and followed the ledger a little later than we."""
+    swarm = without()
+    ex = gathered(4, 1, 7, swarm=swarm)
+    ex.follow(round_of((2,)), 1.0)
+    assert only(ex.poll(swarm, 1.0), Combine) == [combine(1, 4, 7)]
+    ex.combined(0, (1, 4, 7))
+    assert only(ex.poll(swarm, 1.0), SendPartial) == [partial(1, to=2)]
+    ex.partial_sent(0, 1, SOON, 1.1)  # of 2
+    ex.partial_sent(0, 1, YES, 1.2)  # of 0
+    assert only(ex.poll(swarm, 2.0), SendPartial) == [partial(1, to=2)]
+
+
 # -- spreading ---------------------------------------------------------------------------------------
 
 INFO = result(0, *((n, 10.0) for n in EVERYONE))

@@ -292,6 +292,14 @@ def test_garbage_in_announcements_neither_counts_nor_stops_anybody(bad: Held) ->
     assert commits.body.parts == (R0, R1)
 
 
+@pytest.mark.xfail(strict=True, reason="a result is committed as that of the part it was announced for")
+def test_what_two_say_of_a_result_is_not_committed_against_what_stands_in_it() -> None:
+    """Nobody could follow such a commit, and it would be written again and again."""
+    view, lie = view_of(genesis(), opened(members=(1, 2, 3))), Held(0, R1.digest, 8)
+    said = decided(view, heard(holding(1, lie, R1), holding(2, lie, R1), holding(3, R0, R1)))
+    assert said.body is None or view.follow(_entry(view, said)) is None
+
+
 def test_one_peer_can_not_hold_a_part_twice() -> None:
     view = view_of(genesis(), opened())
     other = replace(R0.held, size=9)
