@@ -208,7 +208,7 @@ class Actions:
         given = partial or Partial((), b"")
         push = PushPartial(*where, given.contributors, given.blocks, effect.abstained, len(given.raw))
         reply = await self._ask(effect.to, push, given.raw)
-        self.core.partial_sent(*where, effect.lead, reply.answer, self._now())
+        self.core.partial_sent(*where, effect.lead, effect.to, reply.answer, self._now())
         self._changed()
 
     async def _send_result(self, effect: SendResult) -> None:

@@ -326,11 +326,11 @@ class PeerCore:
             self._refused(round_, part, refused)
 
     def partial_sent(
-        self, round_: int, attempt: int, part: int, lead: int | None, answer: Answer, now: float
+        self, round_: int, attempt: int, part: int, lead: int | None, to: str, answer: Answer, now: float
     ) -> None:
         """A partial was delivered, refused, or failed (retry)."""
         if self._in(round_, attempt):
-            self._exchange().partial_sent(part, lead, answer, now)
+            self._exchange().partial_sent(part, lead, to, answer, now)
             if not answer.ok and not answer.retry:
                 self._note(f"round {round_} part {part}: the group's mean was refused: {answer.reason}")
 

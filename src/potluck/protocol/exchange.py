@@ -193,9 +193,10 @@ class Exchange:
         self._refuse(state, refused)
         state.gathering.combined(contributors)
 
-    def partial_sent(self, part: int, lead: int | None, answer: Answer, now: float) -> None:
-        """A partial was taken, refused, or is to be sent again."""
-        self._parts[part].gathering.sent(lead, answer, now)
+    def partial_sent(self, part: int, lead: int | None, to: str, answer: Answer, now: float) -> None:
+        """A partial was taken, refused, or is to be sent again; what an earlier reducer says is past."""
+        if self.members[self._reducers[part]].peer == to:
+            self._parts[part].gathering.sent(lead, answer, now)
 
     def reduced(self, part: int, info: PartInfo | None, refused: tuple[int, ...] = ()) -> None:
         """The result of a reduction; ``refused`` members sent garbage; None if nobody was left."""

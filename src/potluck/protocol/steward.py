@@ -210,7 +210,7 @@ def _conclude(
     """Commit the open round, or mend it."""
     live = [m for m in open_.members if swarm.lives(m, now)]
     witnesses = [p for p in swarm.alive(now) if _sees(p, open_)]
-    results = _best(open_, witnesses)
+    results = _best(open_, witnesses, known)
     need = min(2, max(1, len(live)))
     if all(count >= need for count, _ in results):
         infos = [known.get(held.digest) for _, held in results if held is not None]
@@ -260,11 +260,16 @@ def _sees(progress: Progress, open_: OpenRound) -> bool:
     return progress.round == open_.round - 1 and progress.attempt == open_.attempt
 
 
-def _best(open_: OpenRound, witnesses: Sequence[Progress]) -> list[tuple[int, Held | None]]:
-    """For each part how many peers hold its result, and that; of several the most held, or lowest digest."""
+def _best(
+    open_: OpenRound, witnesses: Sequence[Progress], known: Mapping[str, PartInfo]
+) -> list[tuple[int, Held | None]]:
+    """For each part how many peers hold its result, and that; of several the most held, or lowest digest.
+
+    What is said of a result that is here, and is not so, does not count.
+    """
     holders: Counter[Held] = Counter()
     for progress in witnesses:
-        holders.update(set(progress.held))
+        holders.update(h for h in set(progress.held) if h.digest not in known or known[h.digest].held == h)
     best: list[tuple[int, Held | None]] = [(0, None)] * len(open_.reducers)
     for held in sorted(holders, key=lambda h: (-holders[h], h.digest, h.size)):
         if held.part < len(best) and best[held.part][1] is None:

@@ -456,7 +456,7 @@ class SimPeer:
 
         def answered(reply: object) -> None:
             answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.partial_sent(*where, effect.lead, answer, self.machine.now)
+            self.core.partial_sent(*where, effect.lead, effect.to, answer, self.machine.now)
 
         self.sim.outcome.request_bytes += len(given.raw)
         self._request(
