@@ -155,7 +155,7 @@ class PeerCore:
     def _spread_on(self, body: Commit, now: float) -> None:
         """A large round is committed when two have each part: by then most have not got them yet."""
         exchange, self.exchange = self.exchange, None
-        if exchange is not None and exchange.groups > 1 and self.view.commits.get(body.round) is body:
+        if exchange is not None and exchange.groups > 1:
             exchange.committed(body)
             self._spreading = exchange
             self._patient_until = now + exchange.grace_s / 2 if exchange.index is not None else 0.0

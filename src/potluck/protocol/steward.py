@@ -28,10 +28,7 @@ IDLE_S = 5.0
 
 ROUND_BYTES = MAX_MESSAGE_BYTES * 9 // 10
 MEMBER_BYTES = 110
-CONTRIBUTOR_BYTES = 14
-"""A record has so many bytes to spare: an open takes so many of them for each member, a commit for each
-contributor to each part.
-"""
+"""A record has so many bytes to spare, and an open takes so many of them for each member."""
 
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
@@ -171,7 +168,7 @@ def _has_work(progress: Progress) -> bool:
 
 def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, reason: str) -> Open:
     assert view.genesis is not None
-    ready = _fitting(ready, view.genesis.parts, view.round)
+    ready = _fitting(ready, view.round)
     members = tuple(sorted(p.member for p in ready))
     uplinks = [p.uplink for p in ready if p.uplink > 0]
     transfer_s = 2 * rules.round_bytes / min(uplinks) if uplinks else 0.0
@@ -189,9 +186,9 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
     )
 
 
-def _fitting(ready: Sequence[Progress], parts: int, turn: int) -> Sequence[Progress]:
+def _fitting(ready: Sequence[Progress], turn: int) -> Sequence[Progress]:
     """As many as one record can name, others each time; what the rest has done waits for their turn."""
-    most = max(1, ROUND_BYTES // max(MEMBER_BYTES, parts * CONTRIBUTOR_BYTES))
+    most = ROUND_BYTES // MEMBER_BYTES
     if len(ready) <= most:
         return ready
     start = turn * most % len(ready)
@@ -295,7 +292,7 @@ def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swa
     tokens = min(int(sum(weights.values())), MAX_WEIGHT)
     counted = tuple(sorted(blocks.items()))
     body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000], counted)
-    return Decision(body, reason)
+    return Decision(body.abridged(), reason)
 
 
 def _replace(open_: OpenRound, orphans: Sequence[int], swarm: Swarm, now: float) -> Decision:

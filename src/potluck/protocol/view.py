@@ -144,13 +144,16 @@ class RunView:
         assert self.genesis is not None
         if self.open is None or (body.round, body.attempt) != (self.open.round, self.open.attempt):
             return "its round is not open"
+        body = body.spelt_out()
         if [info.part for info in body.parts] != list(range(self.genesis.parts)):
             return "it does not name each part once, in order"
-        unfit = next(filter(None, (fault(info, len(self.open.members)) for info in body.parts)), None)
+        # Parts that all contributed to share one tuple, which need be looked at only once.
+        distinct = {id(info.contributors): info for info in body.parts}.values()
+        unfit = next(filter(None, (fault(info, len(self.open.members)) for info in distinct)), None)
         if unfit:
             return unfit
         counted = [index for index, _ in body.blocks]
-        if counted != sorted(set(counted)) or not set(counted) <= contributors(body.parts):
+        if counted != sorted(set(counted)) or not set(counted) <= contributors(distinct):
             return f"it counts data blocks of {counted}: not its contributors, each once"
         self.moved = {}
         if self.leases is not None:

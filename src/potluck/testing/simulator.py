@@ -290,13 +290,13 @@ class Simulation:
     def committed(self, entry: Entry, peer: SimPeer) -> None:
         """A peer followed a commit."""
         view, body = peer.core.view, entry.record.body
-        if not isinstance(body, Commit) or view.commits.get(body.round) != body:
-            return
-        if body.round not in self.referee.commits:
+        commit = view.commits.get(body.round) if isinstance(body, Commit) else None
+        if commit is not None and commit.round not in self.referee.commits:
             self._commit_seen = self.now
-            self._check_held(body, view.members[body.round])
-            raws = [next(filter(None, (s.get(i.digest) for s in self._stores())), None) for i in body.parts]
-            self.referee.committed(self.now, body, view.members[body.round], raws, view.moved)
+            members = view.members[commit.round]
+            self._check_held(commit, members)
+            raws = [next(filter(None, (s.get(i.digest) for s in self._stores())), None) for i in commit.parts]
+            self.referee.committed(self.now, commit, members, raws, view.moved)
 
     def _check_held(self, commit: Commit, members: tuple[Member, ...]) -> None:
         """Two members held every part, unless for want of a second one that everybody has heard lately."""
