@@ -37,6 +37,7 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64
 ONE, TWO = Member(A, "session-1"), Member(B, "session-2")
 BLOB = Blob("model.safetensors", 7, 4, (A, B))
 INFO = PartInfo(1, C, 800, ((0, 60.5), (1, 40.0)))
+SHORT = PartInfo(2, A, 900, (), (), (1, 4))
 TALLY = Tally(3, 1, 2, ((0, 60.5), (1, 40.0)), ((0, 12),))
 
 BODIES: list[Any] = [
@@ -45,6 +46,7 @@ BODIES: list[Any] = [
     Reassign(3, 1, ((2, 1), (0, 1)), "somebody died"),
     Commit(3, 1, (INFO,), 100, 2.5, "all held"),
     Commit(3, 1, (INFO,), 100, 2.5, "all held", ((0, 12), (1, 7))),
+    Commit(3, 1, (SHORT,), 100, 2.5, "all held", (), ((0, 60.5), (1, 40.0), (4, 8.0))),
     Grant((TWO,), ((ONE, 40),), "it wants some"),
     Snapshot(3, A, (BLOB,), "two wrote it"),
     Finish(9, "enough"),
@@ -101,6 +103,7 @@ MESSAGES: list[tuple[Any, Any]] = [
     (ANSWER, Answer),
     (BLOB, Blob),
     (INFO, PartInfo),
+    (SHORT, PartInfo),
     (TALLY, Tally),
     (INFO.held, Held),
     (ONE, Member),
