@@ -209,6 +209,8 @@ class Faults:
 
         Whom everybody took for living before is living to them after: nobody's time goes on meanwhile.
         """
+        if self.hub_up:
+            self.sim.outages.begins()
         self.hub_up = False
         self._hub_until = max(self._hub_until, self.sim.now + s)
         for peer in self.sim.living():
@@ -219,6 +221,8 @@ class Faults:
     def _hub_back(self) -> None:
         if (self.hub_up and not self.sim.calm) or self.sim.now < self._hub_until:
             return
+        if not self.hub_up:
+            self.sim.outages.ends()
         self.hub_up = True
         self.sim.progress_from_now()
         for peer in self.sim.living():
