@@ -23,13 +23,14 @@ from potluck.protocol.catchup import Catchup
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import Effect, Revoked
 from potluck.protocol.exchange import Exchange
+from potluck.protocol.leases import Leases
 from potluck.protocol.steward import Decision
 from potluck.protocol.swarm import Swarm
 from potluck.testing import world
 from potluck.testing.scenario import CALM, HEAVY, World, scenario
 from potluck.testing.shrink import failure_of
 from potluck.wire.messages import Answer, Progress, PushContribution
-from potluck.wire.records import Commit
+from potluck.wire.records import Commit, Member
 
 Patch = pytest.MonkeyPatch
 
@@ -254,6 +255,17 @@ def fetch_not_repeated(patch: Patch) -> None:
     patch.setattr(Catchup, "fetched", broken)
 
 
+def block_leased_again(patch: Patch) -> None:
+    """When a peer is gone, the first block of the data goes out once more with those that it had."""
+    release = Leases.release
+
+    def broken(self: Leases, member: Member) -> int:
+        self._returned.insert(0, (0, 1))
+        return release(self, member)
+
+    patch.setattr(Leases, "release", broken)
+
+
 def idle_without_hub(patch: Patch) -> None:
     """A peer that does not reach the hub takes its data for gone, and stands still."""
     poll = PeerCore.poll
@@ -314,6 +326,7 @@ MUTATIONS = [
     Mutation(no_patience, "leaves living members out"),
     Mutation(tokens_counted_by_part, "tokens, its contributors"),
     Mutation(fetch_not_repeated, "not at the head after calm"),
+    Mutation(block_leased_again, "a second time"),
     Mutation(idle_without_hub, "does not train on while the hub is away", OUTAGES),
     Mutation(outage_undoes_work, "throws work away over an outage", OUTAGES),
     Mutation(outage_undoes_rounds, "lacks rounds after an outage", OUTAGES),

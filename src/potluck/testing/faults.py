@@ -46,7 +46,7 @@ class Faults:
             "cut {place} -> {place} for {s}": self.cut,
             "mute {peer} -> {peer} for {s}": self._mute,
             "hub away for {s}": self.hub_away,
-            "slow {peer} {factor}x for {s}": self._on(lambda peer, factor, s: peer.machine.slow(factor, s)),
+            "slow {peer} {factor}x for {s}": self._on(self._slow),
             "full disk {peer} for {s}": self._full_disk,
             "torn file {peer}": self._torn_file,
             "stall {peer} for {s}": self._on(lambda peer, s: peer.machine.stall(s)),
@@ -171,6 +171,8 @@ class Faults:
         """No bytes from one place to another."""
         places = (self._place(a), self._place(b))
         self._cuts[places] = max(self.sim.now + s, self._cuts.get(places, 0.0))
+        for place in places:
+            self.sim.outages.ails(place, s)
         if HUB in places:
             for place in places:
                 if place in self.sim.peers:
@@ -248,12 +250,17 @@ class Faults:
         victim = self.sim.peers.get(self.sim.peer_id(name))
         if victim is not None:
             victim.store.full = True
+            self.sim.outages.ails(victim.me.peer, s)
             self._full_until[name] = max(self._full_until.get(name, 0.0), self.sim.now + s)
             self.sim.at(s, partial(self._disk_has_room, name, victim.store))
 
     def _disk_has_room(self, name: str, store: MemoryStore) -> None:
         if self.sim.now >= self._full_until[name]:
             store.full = False
+
+    def _slow(self, peer: SimPeer, factor: float, s: float) -> None:
+        peer.machine.slow(factor, s)
+        self.sim.outages.ails(peer.me.peer, s)
 
     def _diverge(self, name: str) -> None:
         """A model becomes NaN; one that trains alone would only hold its own round up."""

@@ -31,6 +31,7 @@ class Stand:
     """
 
     peer: SimPeer
+    since: float
     undisturbed_since: float
     tokens: float
     lost: float
@@ -46,16 +47,18 @@ class Outages:
     def __init__(self, sim: Simulation) -> None:
         self._sim = sim
         self._stands: dict[str, Stand] = {}
-        self._excused: set[SimPeer] = set()
+        self._ails_until: dict[str, float] = {}
 
-    def excuse(self, peer: SimPeer) -> None:
-        """Something else was done to a peer that costs it work."""
-        self._excused.add(peer)
+    def ails(self, peer: str, seconds: float) -> None:
+        """Something else is done to a peer for so long, that may cost it work or keep it behind."""
+        until = self._sim.now + seconds + FOUND_S
+        self._ails_until[peer] = max(until, self._ails_until.get(peer, 0.0))
 
     def begins(self) -> None:
         """The hub goes."""
         for peer in self._sim.living():
-            if peer.machine.steady and peer.core.phase == "training" and peer not in self._excused:
+            ails = self._sim.now < self._ails_until.get(peer.me.peer, 0.0)
+            if peer.machine.steady and peer.core.phase == "training" and not ails:
                 self._stands[peer.me.peer] = self._stand(peer)
 
     def stepped(self, peer: SimPeer) -> None:
@@ -75,6 +78,7 @@ class Outages:
         core, life = peer.core, self._sim.referee.lives[peer.me]
         return Stand(
             peer,
+            self._sim.now,
             peer.machine.steady_since,
             life.tokens,
             life.lost,
@@ -88,9 +92,9 @@ class Outages:
         return leases.releases(peer.me) if leases is not None else 0
 
     def _disturbed(self, stand: Stand) -> bool:
-        peer, machine = stand.peer, stand.peer.machine
-        was_disturbed = machine.steady_since != stand.undisturbed_since
-        return not machine.alive or was_disturbed or peer in self._excused
+        machine, ails_until = stand.peer.machine, self._ails_until.get(stand.peer.me.peer, 0.0)
+        was_unheard = machine.steady_since != stand.undisturbed_since
+        return not machine.alive or was_unheard or ails_until > stand.since
 
     def _trained(self, stand: Stand) -> None:
         """It trained for as long as it had data."""

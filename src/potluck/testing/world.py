@@ -46,6 +46,9 @@ LEASE = 40
 SILENCE_S = 4.0
 WAKE_S = 0.05
 
+REJOIN_S = 10.0
+"""So long after a model went wrong its peer has got rid of it, and of what was trained in it."""
+
 AILING_S = 1.0
 """Pause after a disk refused something, as ``peer.actions`` makes it."""
 
@@ -213,12 +216,12 @@ class SimPeer:
 
     def diverge(self) -> None:
         """The model becomes NaN."""
-        self.sim.outages.excuse(self)
+        self.sim.outages.ails(self.me.peer, REJOIN_S)
         self._diverged = True
 
     def miscount(self) -> None:
         """The next outer step comes out wrong."""
-        self.sim.outages.excuse(self)
+        self.sim.outages.ails(self.me.peer, REJOIN_S)
         self._miscounts = True
 
     def _boundary(self) -> None:
