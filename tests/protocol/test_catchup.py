@@ -208,6 +208,23 @@ def test_failing_sources_take_turns_after_a_pause() -> None:
     assert all(a != b for a, b in itertools.pairwise(asked))
 
 
+def test_a_source_that_failed_is_asked_after_all_others_for_a_while() -> None:
+    view = ledger(2, parts=1)
+    swarm = heard(*(holder(n, 2) for n in (2, 3)))
+    catchup = at_round(view, 0)
+    [(digest, silent)] = fetches(catchup.poll(view, swarm, 0.0))
+    catchup.fetched(digest, False, 0.5)
+    [(_, other)] = fetches(catchup.poll(view, swarm, 0.5 + RETRY_S))
+    assert other != silent
+    catchup.fetched(digest, True, 2.0)
+    catchup.applied(1, "")
+    [(digest, source)] = fetches(catchup.poll(view, swarm, 2.0))
+    assert source == other, "also for other content"
+    catchup.fetched(digest, False, 2.5)
+    [(_, source)] = fetches(catchup.poll(view, swarm, 2.5 + RETRY_S))
+    assert source in (silent, other), "rather than nobody, anybody is asked"
+
+
 def test_parts_spread_over_peers_none_of_which_has_applied_the_round() -> None:
     view = ledger(1)
     first, second = view.commits[1].parts

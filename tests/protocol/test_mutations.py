@@ -21,14 +21,16 @@ from potluck.peer.state import PeerState
 from potluck.protocol import steward, swarm
 from potluck.protocol.catchup import Catchup
 from potluck.protocol.core import PeerCore
+from potluck.protocol.effects import Effect, Revoked
 from potluck.protocol.exchange import Exchange
+from potluck.protocol.leases import Leases
 from potluck.protocol.steward import Decision
 from potluck.protocol.swarm import Swarm
 from potluck.testing import world
 from potluck.testing.scenario import CALM, HEAVY, World, scenario
 from potluck.testing.shrink import failure_of
-from potluck.wire.messages import Answer, PushContribution
-from potluck.wire.records import Commit
+from potluck.wire.messages import Answer, Progress, PushContribution
+from potluck.wire.records import Commit, Member
 
 Patch = pytest.MonkeyPatch
 
@@ -44,6 +46,9 @@ WRONG = replace(QUIET, peers=5, miscounts=4)
 
 AWAY = replace(QUIET, peers=3, hub_outages=8, duration_s=60.0, loss=0.1)
 """A hub that comes and goes, and messages that are lost."""
+
+OUTAGES = replace(AWAY, loss=0.0)
+"""Nothing but a hub that comes and goes."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +255,55 @@ def fetch_not_repeated(patch: Patch) -> None:
     patch.setattr(Catchup, "fetched", broken)
 
 
+def block_leased_again(patch: Patch) -> None:
+    """When a peer is gone, the first block of the data goes out once more with those that it had."""
+    release = Leases.release
+
+    def broken(self: Leases, member: Member) -> int:
+        self._returned.insert(0, (0, 1))
+        return release(self, member)
+
+    patch.setattr(Leases, "release", broken)
+
+
+def idle_without_hub(patch: Patch) -> None:
+    """A peer that does not reach the hub takes its data for gone, and stands still."""
+    poll = PeerCore.poll
+
+    def broken(self: PeerCore, now: float) -> list[Effect]:
+        heard_at = self.swarm._echoed or now
+        is_alone = now - heard_at > 1.6 and self.view.round > 0  # before it has used its data up
+        return [*poll(self, now), *([Revoked()] if is_alone else [])]
+
+    patch.setattr(PeerCore, "poll", broken)
+
+
+def outage_undoes_work(patch: Patch) -> None:
+    """A peer that finds the hub again takes the state from the others, and drops its own progress."""
+    heard = PeerCore.heard
+
+    def broken(self: PeerCore, progress: Progress, now: float) -> bool:
+        if progress.member == self.me and self.swarm.deaf(now) and self.view.round > 0:
+            self.catchup.drifted()
+        return heard(self, progress, now)
+
+    patch.setattr(PeerCore, "heard", broken)
+
+
+def outage_undoes_rounds(patch: Patch) -> None:
+    """A peer that finds the hub again drops its state, and looks for no other."""
+    outage_undoes_work(patch)
+    drifted, poll = Catchup.drifted, Catchup.poll
+    lost: set[Catchup] = set()
+
+    def drop(self: Catchup) -> None:
+        lost.add(self)
+        drifted(self)
+
+    patch.setattr(Catchup, "drifted", drop)
+    patch.setattr(Catchup, "poll", lambda self, *rest: [] if self in lost else poll(self, *rest))
+
+
 MUTATIONS = [
     Mutation(one_holder, "held by one only"),
     Mutation(counted_twice, "not the mean"),
@@ -272,6 +326,10 @@ MUTATIONS = [
     Mutation(no_patience, "leaves living members out"),
     Mutation(tokens_counted_by_part, "tokens, its contributors"),
     Mutation(fetch_not_repeated, "not at the head after calm"),
+    Mutation(block_leased_again, "a second time"),
+    Mutation(idle_without_hub, "does not train on while the hub is away", OUTAGES),
+    Mutation(outage_undoes_work, "throws work away over an outage", OUTAGES),
+    Mutation(outage_undoes_rounds, "lacks rounds after an outage", OUTAGES),
 ]
 
 
@@ -290,7 +348,7 @@ def test_a_planted_bug_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyP
     assert re.search(mutation.broke, first), first
 
 
-@pytest.mark.parametrize("name", ["ROUGH", "QUIET", "DEATHS", "WRONG", "AWAY"])
+@pytest.mark.parametrize("name", ["ROUGH", "QUIET", "DEATHS", "WRONG", "AWAY", "OUTAGES"])
 def test_without_a_bug_nothing_is_said_in_these_worlds(name: str) -> None:
     world_: World = globals()[name]
     most = max((mutation.seeds for mutation in MUTATIONS if mutation.world is world_), default=5)

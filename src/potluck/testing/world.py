@@ -46,6 +46,9 @@ LEASE = 40
 SILENCE_S = 4.0
 WAKE_S = 0.05
 
+REJOIN_S = 10.0
+"""So long after a model went wrong its peer has got rid of it, and of what was trained in it."""
+
 AILING_S = 1.0
 """Pause after a disk refused something, as ``peer.actions`` makes it."""
 
@@ -158,6 +161,7 @@ class SimPeer:
         self.later(max(self._step_due_s, self.machine.stalled_s), self._step)
         if not self.machine.steps:
             return
+        self.sim.outages.stepped(self)
         self._stepped_at = self.sim.now
         if self._local is None and self._carries:
             self._local = self._shared = self._carries[-1].theta
@@ -167,11 +171,25 @@ class SimPeer:
         if self._local is not None:
             self._learn()
 
+    @property
+    def _blocks(self) -> int:
+        """Blocks of data in one step."""
+        return max(1, round(self._speed * STEP_S / BLOCK_TOKENS))
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a whole step."""
+        return self._blocks * BLOCK_TOKENS
+
+    @property
+    def data_tokens(self) -> int:
+        """Tokens of the data that is leased here and not trained on yet."""
+        return self._data.left * BLOCK_TOKENS
+
     def _learn(self) -> None:
         """Train on the data blocks of one step, as many as there are."""
         assert self._local is not None
-        blocks = max(1, round(self._speed * STEP_S / BLOCK_TOKENS))
-        taken = sum(self._data.take() is not None for _ in range(blocks))
+        taken = sum(self._data.take() is not None for _ in range(self._blocks))
         was, self._waiting = self._waiting, not taken
         if self._waiting:
             if not was:
@@ -198,10 +216,12 @@ class SimPeer:
 
     def diverge(self) -> None:
         """The model becomes NaN."""
+        self.sim.outages.ails(self.me.peer, REJOIN_S)
         self._diverged = True
 
     def miscount(self) -> None:
         """The next outer step comes out wrong."""
+        self.sim.outages.ails(self.me.peer, REJOIN_S)
         self._miscounts = True
 
     def _boundary(self) -> None:
