@@ -167,6 +167,25 @@ def end_hubs(directory: Path) -> None:
             os.close(handle)
 
 
+def kill_hub(directory: Path) -> None:
+    """SIGKILL to the hub below a directory and to its nats-server; returns when both have ended."""
+    [hub] = hubs(directory)
+    family = [hub]
+    for pid in family:
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            family += map(int, tasks.read_text().split())
+    handles = {pid: os.pidfd_open(pid) for pid in family}
+    assert len(family) >= 3, "hub, guard and nats-server"
+    try:
+        for handle in handles.values():
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        for pid, handle in handles.items():
+            _wait(handle, pid)
+    finally:
+        for handle in handles.values():
+            os.close(handle)
+
+
 def _wait(handle: int, pid: int) -> None:
     import select
 
@@ -190,7 +209,11 @@ def potluck(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
+def events(result: Result) -> list[dict[str, Any]]:
+    """The JSON lines of a command."""
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
 def summary(result: Result) -> dict[str, Any]:
-    """The last JSON line of a command."""
-    last: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return last
+    """The last of them."""
+    return events(result)[-1]

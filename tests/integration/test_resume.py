@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,37 +13,13 @@ from potluck.peer.disks import find_disk
 from potluck.peer.replay import Replay, check_content, survey
 from potluck.store.archive import ArchiveCopy
 from potluck.store.copies import DiskCopy
-from tests.app.shells import end_hubs, hubs
+from tests.app.shells import end_hubs, kill_hub
 from tests.integration.swarm import Peer, Swarm
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 PATIENCE_S = 180.0
 """For whatever is waited for here; with two cores shared by many, a round takes half a minute."""
-
-
-def kill_hub(directory: Path) -> None:
-    """SIGKILL to the hub and its nats-server, and wait until both have ended."""
-    [hub] = hubs(directory)
-    family = [hub]
-    for pid in family:
-        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-            family += map(int, tasks.read_text().split())
-    handles = [os.pidfd_open(pid) for pid in family]
-    assert len(family) >= 3, "hub, guard and nats-server"
-    for handle in handles:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-    for handle in handles:
-        wait(handle)
-
-
-def wait(handle: int) -> None:
-    import select
-
-    try:
-        assert select.select([handle], [], [], 20.0)[0], "it does not end"
-    finally:
-        os.close(handle)
 
 
 def records(directory: Path) -> list[tuple[int, str]]:

@@ -208,6 +208,23 @@ def test_failing_sources_take_turns_after_a_pause() -> None:
     assert all(a != b for a, b in itertools.pairwise(asked))
 
 
+def test_a_source_that_failed_is_asked_after_all_others_for_a_while() -> None:
+    view = ledger(2, parts=1)
+    swarm = heard(*(holder(n, 2) for n in (2, 3)))
+    catchup = at_round(view, 0)
+    [(digest, silent)] = fetches(catchup.poll(view, swarm, 0.0))
+    catchup.fetched(digest, False, 0.5)
+    [(_, other)] = fetches(catchup.poll(view, swarm, 0.5 + RETRY_S))
+    assert other != silent
+    catchup.fetched(digest, True, 2.0)
+    catchup.applied(1, "")
+    [(digest, source)] = fetches(catchup.poll(view, swarm, 2.0))
+    assert source == other, "also for other content"
+    catchup.fetched(digest, False, 2.5)
+    [(_, source)] = fetches(catchup.poll(view, swarm, 2.5 + RETRY_S))
+    assert source in (silent, other), "rather than nobody, anybody is asked"
+
+
 def test_parts_spread_over_peers_none_of_which_has_applied_the_round() -> None:
     view = ledger(1)
     first, second = view.commits[1].parts
@@ -236,6 +253,50 @@ def test_the_same_bytes_twice_in_a_round_are_fetched_once() -> None:
     assert fetches(catchup.poll(view, heard(holder(2, 1)), 0.0)) == [(same.digest, peer_id(2))]
     catchup.fetched(same.digest, True, 0.0)
     assert catchup.poll(view, heard(), 0.0) == [Apply(view.commits[1])]
+
+
+def test_each_peer_begins_with_another_source() -> None:
+    """Else all that lack the same would ask the same one first."""
+    view, swarm = ledger(1, parts=1), heard(*(holder(n, 1) for n in range(2, 8)))
+    asked = []
+    for turn in range(12):
+        catchup = Catchup(f"{turn:08x}" + "0" * 56, set())
+        catchup.applied(0, "state")
+        [(_, source)] = fetches(catchup.poll(view, swarm, 0.0))
+        asked.append(source)
+    assert asked[:6] == [peer_id(n) for n in range(2, 8)]
+    assert asked[6:] == asked[:6]
+
+
+# -- patience ----------------------------------------------------------------------------------------
+
+
+def test_parts_of_the_last_round_that_are_on_their_way_are_waited_for() -> None:
+    view, swarm = ledger(2), heard(holder(2, 2))
+    first, second = parts(view.commits[2])
+    catchup = at_round(view, 1)
+    assert catchup.poll(view, swarm, 0.0, patient=True) == []
+    assert catchup.reason == "waiting for 2 parts of round 2"
+    catchup.fetched(first, True, 0.1)
+    assert catchup.poll(view, swarm, 0.1, patient=True) == []
+    assert catchup.reason == "waiting for 1 parts of round 2"
+    assert fetches(catchup.poll(view, swarm, 0.2, patient=False)) == [(second, peer_id(2))]
+
+
+def test_once_they_are_here_nothing_is_waited_for() -> None:
+    view = ledger(2)
+    catchup = at_round(view, 1, set(parts(view.commits[2])))
+    assert catchup.poll(view, heard(holder(2, 2)), 0.0, patient=True) == [Apply(view.commits[2])]
+
+
+@pytest.mark.parametrize("round_", [NO_STATE, 0])
+def test_nobody_who_is_further_behind_waits(round_: int) -> None:
+    """What it lacks first is on no way to it."""
+    view, swarm = ledger(2, 0), heard(holder(2, 2, 0))
+    catchup = Catchup(ME, set())
+    if round_ != NO_STATE:
+        catchup.applied(round_, "state")
+    assert fetches(catchup.poll(view, swarm, 0.0, patient=True))
 
 
 # -- damage ------------------------------------------------------------------------------------------

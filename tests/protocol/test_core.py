@@ -13,6 +13,7 @@ from potluck.protocol.effects import (
     Announce,
     Append,
     Apply,
+    Combine,
     Cut,
     Drop,
     Effect,
@@ -21,12 +22,14 @@ from potluck.protocol.effects import (
     Note,
     Reduce,
     SendContribution,
+    SendResult,
     WriteSnapshot,
 )
+from potluck.protocol.exchange import PUSH_S
 from potluck.protocol.steward import Rules
 from potluck.protocol.swarm import EXPIRY_S
 from potluck.protocol.turn import AGAIN_S, ANSWER_S, RANK_S
-from potluck.wire.messages import Answer, Progress, PushContribution
+from potluck.wire.messages import Answer, Progress, PushContribution, PushPartial
 from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Snapshot
 
 from .support import (
@@ -43,6 +46,7 @@ from .support import (
     result,
     says,
     snapshot,
+    told,
 )
 
 RULES = Rules(200, 3.0, 0, 0, 1000)
@@ -320,6 +324,197 @@ def test_damage_is_told_and_mended() -> None:
     assert Fetch(lost, 8, peer_id(2)) in effects
     peer.core.fetched(lost, True, 0.2)
     assert peer.poll(Apply, 0.2) == [Apply(parts)]
+
+
+# -- what is fetched as a result ---------------------------------------------------------------------
+
+
+def asks(peer: Peer, info: PartInfo) -> Fetch:
+    """A member that fetches a result which another holds, and no push brought."""
+    peer.core.cut_done(1, 0, 60.0)
+    peer.hear(says(2, held=(info,)))
+    peer.core.poll(0.0)
+    peer.hear(says(2, held=(info,)), now=PUSH_S)
+    [fetch] = peer.poll(Fetch, PUSH_S)
+    assert isinstance(fetch, Fetch)
+    assert peer.core.fetches_result(info.digest)
+    return fetch
+
+
+def test_what_is_fetched_as_a_result_is_held_by_what_stands_in_it() -> None:
+    peer, info = in_round(), result(1)
+    assert asks(peer, info) == Fetch(info.digest, info.size, peer_id(2))
+    peer.core.fetched(info.digest, True, PUSH_S, told(info))
+    assert Announce() in peer.core.poll(PUSH_S)
+    assert peer.say(PUSH_S).held == held(info)
+
+
+@pytest.mark.parametrize("of", [(2, 0), (1, 1), None])
+def test_what_turns_out_to_be_of_another_round_or_no_result_is_none(of: tuple[int, int] | None) -> None:
+    peer, info = in_round(), result(1)
+    asks(peer, info)
+    peer.core.fetched(info.digest, True, PUSH_S, told(info, *of) if of else None)
+    assert peer.say(PUSH_S).held == ()
+    assert info.digest in peer.core.catchup.have, "the bytes are here all the same"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(result(9), marks=pytest.mark.xfail(strict=True, reason="vouches for part 9 of 2")),
+        result(1, (20, 1.0)),
+        replace(result(1), contributors=()),
+    ],
+)
+def test_what_can_be_no_result_of_the_round_stops_nobody(bad: PartInfo) -> None:
+    """Somebody announced content that it made up."""
+    for peer in (in_round(), in_groups(1)):
+        peer.core.cut_done(1, 0, 60.0)
+        for now in (0.0, 0.5, 0.5 + PUSH_S):
+            peer.hear(says(4, held=(replace(bad.held, part=0),)), says(2, held=(replace(bad.held, part=0),)))
+            peer.core.poll(now)
+        assert peer.core.fetches_result(bad.digest)
+        peer.core.fetched(bad.digest, True, 2.0, told(bad))
+        peer.core.poll(2.0)
+        assert peer.say(2.0).held == ()
+
+
+# -- rounds in groups --------------------------------------------------------------------------------
+
+
+def in_groups(n: int, **more: Any) -> Peer:
+    """A member of round 1 of nine in three groups, peer n at place n; 0 reduces, 4 and 5 gather."""
+    peer = trained(n, since=50 + n)
+    peer.hear(*(says(m) for m in range(9) if m != n))
+    peer.follow(opened(members=range(9), reducers=(0, 0), groups=3, **more))
+    peer.core.poll(0.0)
+    return peer
+
+
+def both(*contributors: tuple[int, float]) -> tuple[PartInfo, PartInfo]:
+    named = contributors or tuple((n, 10.0) for n in range(9))
+    return result(0, *named), result(1, *named)
+
+
+def test_who_gathers_sends_on_what_its_group_gave() -> None:
+    peer = in_groups(4)
+    peer.core.cut_done(1, 0, 60.0)
+    for n in (1, 7):
+        assert peer.core.contributed(PushContribution(1, 0, 0, 40.0, 8), member(n)).ok
+    assert peer.poll(Combine) == [Combine(1, 0, 0, (1, 4, 7))]
+    peer.core.combined(1, 0, 0, (1, 4), (7,))
+    assert peer.notes() == ["round 1 part 0: contribution of peer7 refused, it can't be decoded"]
+    peer.core.combined(1, 0, 0, (1, 4), ())
+    peer.core.partial_sent(1, 0, 0, 1, peer_id(0), Answer(False, "late"), 0.2)
+    assert peer.notes(0.2) == ["round 1 part 0: the group's mean was refused: late"]
+
+
+def test_a_reducer_takes_a_groups_mean_for_the_round_that_it_is_in() -> None:
+    peer = in_groups(0)
+    weights = ((1, 10.0), (4, 11.0))
+    assert peer.core.partial(PushPartial(1, 1, 0, weights, (), (), 8), member(4)).retry
+    assert peer.core.partial(PushPartial(0, 0, 0, weights, (), (), 8), member(4)).reason.endswith("late")
+    assert peer.core.partial(PushPartial(1, 0, 0, weights, (), (7,), 8), member(4)) == Answer(True)
+    again = peer.core.partial(PushPartial(1, 0, 0, ((4, 11.0), (7, 1.0)), (), (), 8), member(7))
+    assert again.known == (4,)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param(
+            ((1, 5.0), (1, 7.0)),
+            marks=pytest.mark.xfail(strict=True, reason="one that is named twice is looked at once"),
+        ),
+        ((4, 5.0), (1, 7.0)),
+        ((1, 5.0), (2, 7.0)),
+        ((1, 0.0),),
+    ],
+)
+def test_a_mean_that_names_its_members_otherwise_than_once_in_order_is_refused(
+    weights: tuple[tuple[int, float], ...],
+) -> None:
+    assert not in_groups(0).core.partial(PushPartial(1, 0, 0, weights, (), (), 8), member(4)).ok
+
+
+def test_events_of_groups_of_a_round_that_is_over_change_nothing() -> None:
+    peer = in_groups(4)
+    peer.follow(opened(attempt=1, members=range(9), reducers=(0, 0), groups=3), now=1.0)
+    peer.core.combined(1, 0, 0, (1, 4), (7,))
+    peer.core.partial_sent(1, 0, 0, 1, peer_id(0), Answer(False, "late"), 1.0)
+    assert not [note for note in peer.notes(1.0) if "refused" in note]
+
+
+def test_after_the_commit_who_gathered_spreads_the_results_on() -> None:
+    peer, infos = in_groups(4), both()
+    peer.core.result(1, 0, infos[0], 0.1)
+    assert {push.to for push in peer.poll(SendResult, 0.1)} == {peer_id(1), peer_id(7)}
+    peer = in_groups(4)
+    peer.follow(committed(1, *infos), now=0.2)
+    assert peer.core.exchange is None
+    peer.core.result(1, 0, result(0, (0, 1.0), label="other"), 0.3)
+    assert peer.poll(SendResult, 0.3) == [], "it is not what was committed"
+    peer.core.result(1, 0, infos[1], 0.3)
+    assert peer.poll(SendResult, 0.3) == [], "that is for 7 to spread"
+    peer.core.result(1, 0, infos[0], 0.4)
+    pushes = [SendResult(1, 0, 0, infos[0].digest, peer_id(n)) for n in (1, 7)]
+    assert peer.poll(SendResult, 0.4) == pushes
+    for push in pushes:
+        peer.core.sent(1, 0, 0, push.to, push.digest, Answer(False, "busy", retry=True), 0.5)
+    peer.follow(opened(2, range(9), (0, 0), groups=3), now=2.0)
+    assert peer.poll(SendResult, 2.0) == [], "the next round is open"
+
+
+def test_after_the_commit_of_a_round_without_groups_nothing_is_spread() -> None:
+    peer = in_round()
+    peer.core.result(1, 0, result(1), 0.1)
+    peer.follow(committed(1, result(0), result(1)), now=0.2)
+    assert peer.poll(SendResult, 0.2) == []
+
+
+def test_a_member_waits_a_while_for_what_is_spread_and_others_do_not() -> None:
+    infos = both()
+    for n, waits in ((1, True), (20, False)):
+        peer = in_groups(n)
+        peer.follow(committed(1, *infos), now=1.0)
+        peer.hear(*(says(m, held=infos) for m in range(9) if m != n), now=1.1)
+        assert (peer.poll(Fetch, 1.1) == []) == waits
+        assert (peer.poll(Fetch, 1.0 + 4.0 / 2 - 0.01) == []) == waits or not waits
+        if waits:
+            assert peer.core.activity == "waiting for 2 parts of round 1"
+            assert len(peer.poll(Fetch, 1.0 + 4.0 / 2)) == 2
+
+
+# -- crowds ------------------------------------------------------------------------------------------
+
+
+def in_crowd(monkeypatch: pytest.MonkeyPatch, n: int, size: int = 3) -> Peer:
+    """A member of a round in groups, of a swarm in which each speaks every third second only."""
+    monkeypatch.setattr("potluck.protocol.swarm.CROWD", size)
+    peer = in_groups(n)
+    assert peer.core.swarm.every_s(0.0) == 9 / size
+    return peer
+
+
+def test_in_a_crowd_one_speaks_more_seldom_unless_all_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_crowd(monkeypatch, 1).say().every_s == 3.0
+    reducer = in_crowd(monkeypatch, 0)
+    assert reducer.say().every_s == 1.0
+    reducer.follow(committed(1, *both()))
+    assert reducer.say().every_s == 3.0
+
+
+def test_in_a_crowd_only_what_others_wait_for_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = both()[0]
+    for n, at_once in ((1, False), (4, True)):
+        peer = in_crowd(monkeypatch, n)
+        peer.core.result(1, 0, info, 0.1)
+        assert (Announce() in peer.core.poll(0.1)) == at_once
+        assert peer.say(0.2).held == held(info), "with the next beat all the same"
+    reducer = in_crowd(monkeypatch, 0)
+    reducer.core.reduced(1, 0, 0, info, ())
+    assert Announce() in reducer.core.poll(0.1)
+    assert Announce() not in reducer.core.poll(0.2)
 
 
 # -- content that is dropped -------------------------------------------------------------------------

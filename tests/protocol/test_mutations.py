@@ -22,16 +22,17 @@ from potluck.peer.state import PeerState
 from potluck.protocol import steward, swarm
 from potluck.protocol.catchup import Catchup
 from potluck.protocol.core import PeerCore
-from potluck.protocol.effects import Effect, SendContribution
+from potluck.protocol.effects import Effect, Revoked, SendContribution
 from potluck.protocol.errand import Errand
 from potluck.protocol.exchange import Exchange, Part
+from potluck.protocol.leases import Leases
 from potluck.protocol.steward import Decision
 from potluck.protocol.swarm import Swarm
 from potluck.testing import world
 from potluck.testing.scenario import CALM, HEAVY, World, scenario
 from potluck.testing.shrink import failure_of
-from potluck.wire.messages import Answer, PushContribution, PushPartial
-from potluck.wire.records import Commit
+from potluck.wire.messages import Answer, Progress, PushContribution, PushPartial
+from potluck.wire.records import Commit, Member
 
 Patch = pytest.MonkeyPatch
 
@@ -62,6 +63,9 @@ STIRRED = replace(HEAVY, peers=9, flat=3, duration_s=40.0, calm_s=25.0, mutes=10
 
 AWAY = replace(QUIET, peers=3, hub_outages=8, duration_s=60.0, loss=0.1)
 """A hub that comes and goes, and messages that are lost."""
+
+OUTAGES = replace(AWAY, loss=0.0)
+"""Nothing but a hub that comes and goes."""
 
 
 @dataclass(frozen=True)
@@ -357,6 +361,55 @@ def counted_in_two_means(patch: Patch) -> None:
     patch.setattr(dataplane, "_all", lambda given: tuple(sorted(set(everybody(given)))))
 
 
+def block_leased_again(patch: Patch) -> None:
+    """When a peer is gone, the first block of the data goes out once more with those that it had."""
+    release = Leases.release
+
+    def broken(self: Leases, member: Member) -> int:
+        self._returned.insert(0, (0, 1))
+        return release(self, member)
+
+    patch.setattr(Leases, "release", broken)
+
+
+def idle_without_hub(patch: Patch) -> None:
+    """A peer that does not reach the hub takes its data for gone, and stands still."""
+    poll = PeerCore.poll
+
+    def broken(self: PeerCore, now: float) -> list[Effect]:
+        heard_at = self.swarm._echoed or now
+        is_alone = now - heard_at > 1.6 and self.view.round > 0  # before it has used its data up
+        return [*poll(self, now), *([Revoked()] if is_alone else [])]
+
+    patch.setattr(PeerCore, "poll", broken)
+
+
+def outage_undoes_work(patch: Patch) -> None:
+    """A peer that finds the hub again takes the state from the others, and drops its own progress."""
+    heard = PeerCore.heard
+
+    def broken(self: PeerCore, progress: Progress, now: float) -> bool:
+        if progress.member == self.me and self.swarm.deaf(now) and self.view.round > 0:
+            self.catchup.drifted()
+        return heard(self, progress, now)
+
+    patch.setattr(PeerCore, "heard", broken)
+
+
+def outage_undoes_rounds(patch: Patch) -> None:
+    """A peer that finds the hub again drops its state, and looks for no other."""
+    outage_undoes_work(patch)
+    drifted, poll = Catchup.drifted, Catchup.poll
+    lost: set[Catchup] = set()
+
+    def drop(self: Catchup) -> None:
+        lost.add(self)
+        drifted(self)
+
+    patch.setattr(Catchup, "drifted", drop)
+    patch.setattr(Catchup, "poll", lambda self, *rest: [] if self in lost else poll(self, *rest))
+
+
 MUTATIONS = [
     Mutation(one_holder, "held by one only"),
     Mutation(counted_twice, "not the mean"),
@@ -385,6 +438,10 @@ MUTATIONS = [
     Mutation(groups_not_awaited, "leaves living members out", GROUPS, 3),
     Mutation(groups_not_named, "the mean and the residual", GROUPS, 3),
     Mutation(counted_in_two_means, "not the mean", GROUPS, 3),
+    Mutation(block_leased_again, "a second time"),
+    Mutation(idle_without_hub, "does not train on while the hub is away", OUTAGES),
+    Mutation(outage_undoes_work, "throws work away over an outage", OUTAGES),
+    Mutation(outage_undoes_rounds, "lacks rounds after an outage", OUTAGES),
 ]
 
 
@@ -404,7 +461,8 @@ def test_a_planted_bug_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "name", ["ROUGH", "QUIET", "QUICK", "LAGS", "DEATHS", "WRONG", "AWAY", "GROUPS", "MANY", "STIRRED"]
+    "name",
+    ["ROUGH", "QUIET", "QUICK", "LAGS", "DEATHS", "WRONG", "AWAY", "GROUPS", "MANY", "STIRRED", "OUTAGES"],
 )
 def test_without_a_bug_nothing_is_said_in_these_worlds(name: str) -> None:
     world_: World = globals()[name]

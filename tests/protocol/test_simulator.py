@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from potluck.protocol import steward
 from potluck.protocol.steward import Decision
 from potluck.store.contents import MemoryStore
 from potluck.testing.scenario import CALM as QUIET
-from potluck.testing.scenario import parse
+from potluck.testing.scenario import fault, parse
 from potluck.testing.simulator import InvariantBroken, Simulation, World, replay
 from potluck.wire.codec import digest
 from potluck.wire.records import Commit, Member
@@ -295,6 +296,42 @@ def test_peers_of_which_no_two_reach_each_other_do_not_block_the_run() -> None:
         sim.at(at_s, lambda: _part(sim))
     sim.run()
     assert len([seen for seen in sim.referee.commits.values() if 10 < seen.at < 150]) >= 3
+
+
+def one_way(seed: int, *ways: str) -> tuple[Simulation, float]:
+    """Four peers, between some of which nothing gets through one way for 40 s; the longest time between two
+    commits.
+    """
+    faults = [fault(f"at 10 cut {way} for 40") for way in ways]
+    sim = Simulation(seed, replace(CALM, peers=4, duration_s=60.0, calm_s=25.0), faults)
+    sim.run()
+    times = [seen.at for seen in sim.referee.commits.values()]
+    return sim, max(later - earlier for earlier, later in pairwise(times))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_way_that_is_cut_in_one_direction_costs_nobody_its_place_or_work(seed: int) -> None:
+    """It did: each round began with four seconds of waiting for the peer that could not answer."""
+    sim, longest_s = one_way(seed, "peer1 -> peer2")
+    assert longest_s < 12
+    assert sum(life.lost for life in sim.referee.lives.values()) == 0
+    there = [seen.members for seen in sim.referee.commits.values() if 20 < seen.at < 50]
+    for peer in sim.living():
+        assert sum(peer.me in members for members in there) > len(there) / 3, peer.name
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ["peer1 -> peer2", "peer2 -> peer3", "peer3 -> peer1"],
+        [f"peer1 -> peer{n}" for n in (2, 3, 4)],
+        [f"peer{n} -> peer1" for n in (2, 3, 4)],
+    ],
+    ids=["a ring", "who is not heard", "who hears nobody"],
+)
+def test_ways_that_are_cut_in_one_direction_hang_no_round(ways: list[str]) -> None:
+    _, longest_s = one_way(1, *ways)
+    assert longest_s < 25
 
 
 def _part(sim: Simulation) -> None:

@@ -124,6 +124,11 @@ def again(directory: Path) -> str:
     return f"potluck hub --directory {shlex.quote(str(directory))}"
 
 
+def show_token_of(directory: Path) -> str:
+    """The command that shows the token of the hub in a directory."""
+    return f"potluck hub token --directory {shlex.quote(str(directory))}"
+
+
 def own_hub(home: Path, invite: Invite) -> Path | None:
     """The directory of an invite's hub, if it was started on this machine; a resumed run has several."""
     for path in sorted((home / "hubs").glob("*/hub.json")):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potluck.app.hub import with_hub
+from potluck.app.hub import own_hub, show_token_of, with_hub
 from potluck.app.interrupts import Leaving
 from potluck.app.output import Output, count, figure
 from potluck.app.processes import registered
@@ -63,7 +63,7 @@ def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
             keep=part.keep,
             watch=watch,
         )
-        return _invited(out, run)
+        return _invited(out, run, part)
 
     return take_part(out, start, part)
 
@@ -81,14 +81,17 @@ def resume_run(out: Output, source: str, part: Part) -> int:
         run = resume(
             source, name=part.name, directory=part.home, listen=part.listen, keep=part.keep, watch=watch
         )
-        return _invited(out, run)
+        return _invited(out, run, part)
 
     return take_part(out, start, part)
 
 
-def _invited(out: Output, run: Run) -> Run:
+def _invited(out: Output, run: Run, part: Part) -> Run:
     out.say("invite", run.invite, invite=run.invite, run=_run_id(run))
     out.next("join from any other machine that reaches this one", f"potluck join {run.invite}")
+    hub = own_hub(part.home, Invite.parse(run.invite))
+    if hub is not None:
+        out.next("let two more machines keep the ledger too", show_token_of(hub))
     return run
 
 

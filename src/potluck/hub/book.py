@@ -174,7 +174,10 @@ class Book:
             raise Refused(f"seat {number} can be taken over once the run has moved to its {SEATS} hubs")
         # Two hubs without a whole copy could agree on a ledger that lacks records.
         if self.lagging - {number}:
-            raise Refused("when a hub is replaced both others must be there, with a whole copy of the ledger")
+            raise Refused(
+                "when a hub is replaced both others must be there, with a whole copy of the ledger: if they "
+                "are, try again in a few seconds"
+            )
 
     def _sign(self, seat: Seat) -> None:
         signed = sign(seat, self.run, self.authority)

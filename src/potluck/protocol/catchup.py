@@ -25,6 +25,11 @@ FLYING_PER_SOURCE = 2
 FLYING = 8
 """Fetches under way in all."""
 
+DOUBT_S = 30.0
+"""A source that failed is asked after all others for so long, in seconds: what can't be reached is found out
+by silence, and with one such wait in every round a peer would fall behind.
+"""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -48,6 +53,7 @@ class Catchup:
         self._flying: dict[str, str] = {}
         self._errands: dict[str, Errand] = {}
         self._tries: dict[str, int] = {}
+        self._doubted: dict[str, float] = {}
 
     @property
     def manifest(self) -> dict[str, int]:
@@ -73,7 +79,9 @@ class Catchup:
 
     def fetched(self, digest: str, ok: bool, now: float) -> None:
         """A fetch ended."""
-        self._flying.pop(digest, None)
+        source = self._flying.pop(digest, None)
+        if source is not None and not ok:
+            self._doubted[source] = now + DOUBT_S
         if ok:
             self.have.add(digest)
             self._errands.pop(digest, None)
@@ -158,7 +166,7 @@ class Catchup:
             if len(self._flying) >= FLYING:
                 break
             errand = self._errands.setdefault(need.digest, Errand())
-            source = self._source(need)
+            source = self._source(need, now)
             if need.digest in self._flying or source is None or not errand.due(now):
                 continue
             self._flying[need.digest] = source
@@ -166,10 +174,11 @@ class Catchup:
             effects.append(Fetch(need.digest, need.size, source))
         return effects
 
-    def _source(self, need: Need) -> str | None:
-        """The least busy source; after a failure the next one in turn."""
+    def _source(self, need: Need, now: float) -> str | None:
+        """The least busy source; after a failure the next one in turn. Those that failed lately come last."""
         busy = list(self._flying.values())
-        free = [s for s in need.sources if busy.count(s) < FLYING_PER_SOURCE]
+        sources = [s for s in need.sources if now >= self._doubted.get(s, 0.0)] or need.sources
+        free = [s for s in sources if busy.count(s) < FLYING_PER_SOURCE]
         if not free:
             return None
         turn = self._tries.get(need.digest, 0)

@@ -46,7 +46,7 @@ class Faults:
             "cut {place} -> {place} for {s}": self.cut,
             "mute {peer} -> {peer} for {s}": self._mute,
             "hub away for {s}": self.hub_away,
-            "slow {peer} {factor}x for {s}": self._on(lambda peer, factor, s: peer.machine.slow(factor, s)),
+            "slow {peer} {factor}x for {s}": self._on(self._slow),
             "full disk {peer} for {s}": self._full_disk,
             "torn file {peer}": self._torn_file,
             "stall {peer} for {s}": self._on(lambda peer, s: peer.machine.stall(s)),
@@ -171,6 +171,8 @@ class Faults:
         """No bytes from one place to another."""
         places = (self._place(a), self._place(b))
         self._cuts[places] = max(self.sim.now + s, self._cuts.get(places, 0.0))
+        for place in places:
+            self.sim.outages.ails(place, s)
         if HUB in places:
             for place in places:
                 if place in self.sim.peers:
@@ -209,6 +211,8 @@ class Faults:
 
         Whom everybody took for living before is living to them after: nobody's time goes on meanwhile.
         """
+        if self.hub_up:
+            self.sim.outages.begins()
         self.hub_up = False
         self._hub_until = max(self._hub_until, self.sim.now + s)
         for peer in self.sim.living():
@@ -219,6 +223,8 @@ class Faults:
     def _hub_back(self) -> None:
         if (self.hub_up and not self.sim.calm) or self.sim.now < self._hub_until:
             return
+        if not self.hub_up:
+            self.sim.outages.ends()
         self.hub_up = True
         self.sim.progress_from_now()
         for peer in self.sim.living():
@@ -244,12 +250,17 @@ class Faults:
         victim = self.sim.peers.get(self.sim.peer_id(name))
         if victim is not None:
             victim.store.full = True
+            self.sim.outages.ails(victim.me.peer, s)
             self._full_until[name] = max(self._full_until.get(name, 0.0), self.sim.now + s)
             self.sim.at(s, partial(self._disk_has_room, name, victim.store))
 
     def _disk_has_room(self, name: str, store: MemoryStore) -> None:
         if self.sim.now >= self._full_until[name]:
             store.full = False
+
+    def _slow(self, peer: SimPeer, factor: float, s: float) -> None:
+        peer.machine.slow(factor, s)
+        self.sim.outages.ails(peer.me.peer, s)
 
     def _diverge(self, name: str) -> None:
         """A model becomes NaN; one that trains alone would only hold its own round up."""

@@ -23,6 +23,7 @@ from potluck.protocol.view import RunView
 from potluck.recipe import Data, End, Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
 from potluck.testing.faults import Faults
+from potluck.testing.outages import Outages
 from potluck.testing.referee import InvariantBroken, Referee
 from potluck.testing.scenario import Fault, Scenario, World, scenario
 from potluck.testing.world import SimPeer
@@ -116,6 +117,7 @@ class Simulation:
         self.deciding: set[str] = set()
         self.reassigned: set[int] = set()
         self.faults = Faults(self)
+        self.outages = Outages(self)
 
     # -- time and messages -----------------------------------------------------------------------
 
@@ -136,6 +138,12 @@ class Simulation:
         """Whether this message suffers ``loss`` or comes as a ``duplicate``."""
         rate: float = self.faults.rates[what]
         return rate > 0 and self.random.random() < rate
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a message may be lost or late in this scenario."""
+        wires = ("loss {rate} for {s}", "late {rate} for {s}")
+        return bool(self.world.loss or self.world.late or any(f.form in wires for f in self.scenario.faults))
 
     def reachable(self, a: str, b: str) -> bool:
         """Whether bytes get from one peer to another now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ import numpy as np
 from potluck.data.leases import LeaseQueue
 from potluck.errors import StoreError
 from potluck.peer.dataplane import Carry, Vector, carried
-from potluck.peer.state import Contribution, Missing, Partial, PeerState
+from potluck.peer.state import Missing, PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Announce,
@@ -35,11 +34,11 @@ from potluck.protocol.effects import (
     WriteSnapshot,
 )
 from potluck.store.contents import MemoryStore
+from potluck.testing.calls import Caller
 from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
-from potluck.wire.messages import Answer, Progress, PushContribution, PushPartial
+from potluck.wire.messages import Progress
 from potluck.wire.records import Commit, Genesis, Member, Open, Reassign
-from potluck.wire.result import describe
 
 if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
@@ -47,17 +46,16 @@ if TYPE_CHECKING:
 STEP_S = 0.5
 BLOCK_TOKENS = 10
 LEASE = 40
-SILENCE_S = 4.0
 WAKE_S = 0.05
 
-described = functools.lru_cache(1024)(describe)
-"""All peers get the same bytes: they are read once."""
+REJOIN_S = 10.0
+"""So long after a model went wrong its peer has got rid of it, and of what was trained in it."""
 
 AILING_S = 1.0
 """Pause after a disk refused something, as ``peer.actions`` makes it."""
 
 
-class SimPeer:
+class SimPeer(Caller):
     """One life of one peer. ``speed`` is in tokens/s."""
 
     def __init__(self, sim: Simulation, me: Member, core: PeerCore, store: MemoryStore, speed: float) -> None:
@@ -165,6 +163,7 @@ class SimPeer:
         self.later(max(self._step_due_s, self.machine.stalled_s), self._step)
         if not self.machine.steps:
             return
+        self.sim.outages.stepped(self)
         self._stepped_at = self.sim.now
         if self._local is None and self._carries:
             self._local = self._shared = self._carries[-1].theta
@@ -174,12 +173,26 @@ class SimPeer:
         if self._local is not None:
             self._learn()
 
+    @property
+    def _blocks(self) -> int:
+        """Blocks of data in one step."""
+        return max(1, round(self._speed * STEP_S / BLOCK_TOKENS))
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a whole step."""
+        return self._blocks * BLOCK_TOKENS
+
+    @property
+    def data_tokens(self) -> int:
+        """Tokens of the data that is leased here and not trained on yet."""
+        return self._data.left * BLOCK_TOKENS
+
     def _learn(self) -> None:
         """Train on the data blocks of one step, as many as there are."""
         assert self._local is not None
-        blocks = max(1, round(self._speed * STEP_S / BLOCK_TOKENS))
         leased = self.sim.world.blocks > 0
-        taken = sum(self._data.take() is not None for _ in range(blocks)) if leased else blocks
+        taken = sum(self._data.take() is not None for _ in range(self._blocks)) if leased else self._blocks
         was, self._waiting = self._waiting, not taken
         if self._waiting:
             if not was:
@@ -206,10 +219,12 @@ class SimPeer:
 
     def diverge(self) -> None:
         """The model becomes NaN."""
+        self.sim.outages.ails(self.me.peer, REJOIN_S)
         self._diverged = True
 
     def miscount(self) -> None:
         """The next outer step comes out wrong."""
+        self.sim.outages.ails(self.me.peer, REJOIN_S)
         self._miscounts = True
 
     def _boundary(self) -> None:
@@ -378,140 +393,3 @@ class SimPeer:
             return
         if snapshot.round == effect.round:
             self.core.snapshot_written(snapshot)
-
-    # -- messages to one peer --------------------------------------------------------------------
-
-    def _request(
-        self, what: str, to: str, serve: Callable[[SimPeer], object], answered: Callable[[object], None]
-    ) -> None:
-        """Ask another peer; None if it could not be reached (seen at once, or after the silence)."""
-        sim = self.sim
-
-        def back(reply: object) -> None:
-            self.later(sim.delay(), lambda: self._settle(answered, reply))
-
-        def arrive() -> None:
-            target = sim.peers.get(to)
-            if target is None:
-                back(None)
-                return
-            gets_there = sim.reachable(self.me.peer, to) and not sim.happens("loss")
-            reply = serve(target) if gets_there else None
-            if not gets_there or sim.faults.cuts(to, self.me.peer) or sim.happens("loss"):
-                self.later(SILENCE_S, lambda: self._settle(answered, None))
-            else:
-                back(reply)
-
-        def again() -> None:
-            target = sim.peers.get(to)
-            if target is not None and sim.reachable(self.me.peer, to):
-                serve(target)
-
-        sim.outcome.requests += 1
-        sim.asked(self.me.peer, to, what)
-        sim.at(sim.delay(), arrive)
-        if sim.happens("duplicate"):
-            sim.at(sim.delay(), again)
-
-    def _settle(self, answered: Callable[[object], None], reply: object) -> None:
-        answered(reply)
-        self.poll()
-
-    def _send_contribution(self, effect: SendContribution) -> None:
-        assert self._state is not None
-        where = (effect.round, effect.attempt, effect.part)
-        given = self._state.contribution(*where) or Contribution(0.0, b"")
-        push = PushContribution(*where, given.weight, len(given.raw), given.blocks)
-
-        def answered(reply: object) -> None:
-            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.sent(*where, effect.to, None, answer, self.machine.now)
-
-        self.sim.outcome.request_bytes += len(given.raw)
-        self._request(
-            "contribution", effect.to, lambda peer: peer.take_contribution(push, self.me, given.raw), answered
-        )
-
-    def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
-        """Another member's contribution came, as large as its part, or empty if there will be none."""
-        if self._state is None:
-            return Answer(False, "no state yet", retry=True)
-        due = self._state.contribution_size(push.part) if push.weight > 0 else 0
-        if len(raw) != due:
-            self.sim.fail(f"{member.peer[:4]} gives {len(raw)} bytes for part {push.part}, {due} are due")
-        answer = self.core.contributed(push, member)
-        if answer.ok and self.core.exchange is not None:
-            index = self.core.exchange.members.index(member)
-            where = (push.round, push.attempt, push.part, index)
-            self._state.take(*where, Contribution(push.weight, raw, push.blocks))
-            self.poll()
-        return answer
-
-    def _send_partial(self, effect: SendPartial) -> None:
-        assert self._state is not None
-        where = (effect.round, effect.attempt, effect.part)
-        found = None if effect.lead is None else self._state.partial(*where, effect.lead)
-        given = found or Partial((), b"")
-        push = PushPartial(*where, given.contributors, given.blocks, effect.abstained, len(given.raw))
-
-        def answered(reply: object) -> None:
-            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.partial_sent(*where, effect.lead, effect.to, answer, self.machine.now)
-
-        self.sim.outcome.request_bytes += len(given.raw)
-        self._request(
-            "partial", effect.to, lambda peer: peer.take_partial(push, self.me, given.raw), answered
-        )
-
-    def take_partial(self, push: PushPartial, member: Member, raw: bytes) -> Answer:
-        """The mean of what another member's group gave came."""
-        if self._state is None:
-            return Answer(False, "no state yet", retry=True)
-        due = self._state.partial_size(push.part) if push.contributors else 0
-        if len(raw) != due:
-            self.sim.fail(f"{member.peer[:4]} sends {len(raw)} bytes for part {push.part}, {due} are due")
-        answer = self.core.partial(push, member)
-        if answer.ok and push.contributors:
-            given = Partial(push.contributors, raw, push.blocks)
-            self._state.take_partial(push.round, push.attempt, push.part, given)
-        self.poll()
-        return answer
-
-    def _send_result(self, effect: SendResult) -> None:
-        where = (effect.round, effect.attempt, effect.part)
-        raw = self.store.get(effect.digest)
-
-        def answered(reply: object) -> None:
-            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.sent(*where, effect.to, effect.digest, answer, self.machine.now)
-
-        if raw is not None:
-            self.sim.outcome.request_bytes += len(raw)
-            self._request("result", effect.to, lambda peer: peer.take_result(*where[:2], raw), answered)
-
-    def take_result(self, round_: int, attempt: int, raw: bytes) -> Answer:
-        """A result came."""
-        if not self._keep(raw):
-            return Answer(False, "it could not be kept", retry=True)
-        self.core.result(round_, attempt, described(raw)[1], self.machine.now)
-        self.poll()
-        return Answer(True)
-
-    def _keep(self, raw: bytes) -> bool:
-        """Store content that came from elsewhere, if the disk takes it."""
-        try:
-            self.store.put(raw)
-        except StoreError:
-            return False
-        return True
-
-    def _fetch(self, effect: Fetch) -> None:
-        def answered(reply: object) -> None:
-            tally = None
-            if isinstance(reply, bytes):
-                self.sim.outcome.request_bytes += len(reply)
-                tally = described(reply) if self.core.fetches_result(effect.digest) else None
-            kept = isinstance(reply, bytes) and self._keep(reply)
-            self.core.fetched(effect.digest, kept, self.machine.now, tally)
-
-        self._request("fetch", effect.source, lambda peer: peer.store.get(effect.digest), answered)
