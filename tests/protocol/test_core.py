@@ -25,6 +25,7 @@ from potluck.protocol.effects import (
     SendResult,
     WriteSnapshot,
 )
+from potluck.protocol.errand import RETRY_S
 from potluck.protocol.exchange import PUSH_S
 from potluck.protocol.steward import Rules
 from potluck.protocol.swarm import EXPIRY_S
@@ -463,6 +464,17 @@ def test_after_the_commit_who_gathered_spreads_the_results_on() -> None:
         peer.core.sent(1, 0, 0, push.to, push.digest, Answer(False, "busy", retry=True), 0.5)
     peer.follow(opened(2, range(9), (0, 0), groups=3), now=2.0)
     assert peer.poll(SendResult, 2.0) == [], "the next round is open"
+
+
+@pytest.mark.xfail(strict=True, reason="answers to pushes go to the open round only")
+def test_a_push_that_fails_after_the_commit_is_tried_again() -> None:
+    peer, infos = in_groups(4), both()
+    peer.core.result(1, 0, infos[0], 0.1)
+    first, second = peer.poll(SendResult, 0.1)
+    peer.follow(committed(1, *infos), now=0.2)
+    for push, answer in ((first, Answer(True)), (second, Answer(False, "unreachable", retry=True))):
+        peer.core.sent(1, 0, 0, push.to, push.digest, answer, 0.3)
+    assert peer.poll(SendResult, 0.3 + RETRY_S) == [second]
 
 
 def test_after_the_commit_of_a_round_without_groups_nothing_is_spread() -> None:
