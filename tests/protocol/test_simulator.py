@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,7 @@ import pytest
 
 from potluck.peer.dataplane import Carry, DataPlane
 from potluck.protocol import steward
+from potluck.protocol.plan import groups_for
 from potluck.protocol.steward import Decision
 from potluck.store.contents import MemoryStore
 from potluck.testing.scenario import CALM as QUIET
@@ -283,7 +285,7 @@ def test_every_token_of_a_calm_world_is_counted_once() -> None:
 
 
 def test_progress_that_is_all_zero_goes_through_like_any_other() -> None:
-    """Every part of every round then has the same bytes."""
+    """Every part of every round then has the same values."""
     sim = Simulation(1, replace(CALM, peers=3, learning=0.0, duration_s=45.0))
     outcome = sim.run()
     assert outcome.rounds >= 5
@@ -338,6 +340,36 @@ def _part(sim: Simulation) -> None:
     for a in sim.peers:
         for b in sim.peers:
             sim.faults.cut(sim.named(a), sim.named(b), 2.0)
+
+
+# -- large rounds ------------------------------------------------------------------------------------
+
+
+def test_a_hundred_peers_are_all_in_every_part_and_none_sends_more_than_its_group_needs() -> None:
+    """Besides its own parts: that is ten times less than if each reducer talked to all."""
+    sim = Simulation(3, replace(CALM, peers=100, duration_s=17.0, round_tokens=0))
+    sent: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
+
+    def asked(peer: str, other: str, what: str) -> None:
+        sent[sim.head().round][peer, what] += 1
+
+    sim.asked = asked  # type: ignore[method-assign]
+    outcome = sim.run()
+    assert outcome.rounds >= 3
+    assert (outcome.reopened, outcome.reassigned) == (0, 0)
+    parts, groups = sim.recipe.rounds.parts, groups_for(100)
+    for seen in sim.referee.commits.values():
+        everybody = list(range(100))
+        assert all([index for index, _ in part.contributors] == everybody for part in seen.commit.parts)
+    for round_ in range(1, outcome.rounds):
+        given = {peer: n for (peer, what), n in sent[round_].items() if what == "contribution"}
+        rest: Counter[str] = Counter()
+        for (peer, what), n in sent[round_].items():
+            rest[peer] += n if what != "contribution" else 0
+        assert max(given.values()) <= parts, "once each, and each counted at once"
+        assert sum(given.values()) == parts * (100 - groups)
+        assert max(rest.values()) <= 4 * groups
+        assert sum(rest.values()) <= parts * (100 + 2 * groups)
 
 
 # -- the referee can say no --------------------------------------------------------------------------
