@@ -198,9 +198,13 @@ DEATH = replace(CALM, peers=6, duration_s=14.0, round_tokens=600)
 GRID_S = 0.2
 
 
-def a_round() -> tuple[float, float]:
+GROUPS = replace(DEATH, peers=9, flat=3, round_tokens=900)
+"""Three groups of three."""
+
+
+def a_round(world_: World = DEATH) -> tuple[float, float]:
     """When a round of that world is committed, and the next one."""
-    sim = Simulation(11, DEATH)
+    sim = Simulation(11, world_)
     sim.run()
     times = [seen.at for seen in sim.referee.commits.values()]
     return times[2], times[3]
@@ -213,9 +217,9 @@ def opened_at() -> float:
     return next(at for at, _, text in sim.outcome.notes if text.startswith("round 4 opened"))
 
 
-def death(place: int, at_s: float) -> tuple[float, set[Member], set[Member]]:
+def death(place: int, at_s: float, world_: World = DEATH) -> tuple[float, set[Member], set[Member]]:
     """One peer dies: how long until the next commit, who is in every part of it, and who survived."""
-    sim = Simulation(11, replace(DEATH, duration_s=at_s + 12))
+    sim = Simulation(11, replace(world_, duration_s=at_s + 12))
     sim.at(at_s, lambda: sim.kill(sim.living()[place]))
     sim.run()
     survivors = {peer.me for peer in sim.living()}
@@ -231,16 +235,25 @@ def death(place: int, at_s: float) -> tuple[float, set[Member], set[Member]]:
 @pytest.mark.parametrize("place", range(6))
 def test_after_the_death_of_any_one_peer_at_any_time_the_next_round_has_every_survivor(place: int) -> None:
     """Reducer or not (there are five parts), steward or not, in each phase of a round."""
-    begins, ends = a_round()
+    assert list(_left_out(place, DEATH, GRID_S, 10.0)) == []
+
+
+def _left_out(place: int, world_: World, grid_s: float, bound_s: float) -> Iterator[str]:
+    """In words, where a death at some time of a round costs a survivor that, or all of them much time."""
+    begins, ends = a_round(world_)
     assert 1.0 < ends - begins < 6.0
-    failures = []
-    for tick in range(int((ends - begins) / GRID_S) + 1):
-        at_s = begins + tick * GRID_S
-        took_s, contributors, survivors = death(place, at_s)
-        if took_s > 10.0 or not survivors <= contributors:
+    for tick in range(int((ends - begins) / grid_s) + 1):
+        at_s = begins + tick * grid_s
+        took_s, contributors, survivors = death(place, at_s, world_)
+        if took_s > bound_s or not survivors <= contributors:
             missing = sorted(member.peer[:4] for member in survivors - contributors)
-            failures.append(f"death at {at_s:.1f} s: committed {took_s:.1f} s later, without {missing}")
-    assert not failures
+            yield f"death at {at_s:.1f} s: committed {took_s:.1f} s later, without {missing}"
+
+
+@pytest.mark.xfail(strict=True, reason="a reducer's patience ends as who gathers is first taken for dead")
+def test_after_the_death_of_any_one_peer_the_next_round_of_groups_has_every_survivor() -> None:
+    """The group finds another that gathers for it, and the reducer waits for that."""
+    assert [said for place in range(9) for said in _left_out(place, GROUPS, 0.7, 20.0)] == []
 
 
 def test_a_swarm_that_died_goes_on_from_any_one_disk() -> None:
