@@ -154,16 +154,28 @@ class _Site(TcpTransport):
 
     def __init__(self, insists: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._is_safe = not insists
+        self.is_upgraded = False
+        self._insists, self._is_broken = insists, False
 
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
-        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
-        self._is_safe = True
+        assert self._io_writer is not None
+        try:
+            await self._io_writer.start_tls(ssl_context, server_hostname=str(uri))
+        except BaseException:
+            # asyncio never tells of the end of a connection whose handshake failed.
+            self._io_writer.transport.abort()
+            self._is_broken = True
+            raise
+        self.is_upgraded = True
+
+    async def wait_closed(self) -> None:
+        if not self._is_broken:
+            await super().wait_closed()  # type: ignore[no-untyped-call]
 
     def write(self, payload: bytes) -> None:
-        if not self._is_safe:
+        if self._insists and not self.is_upgraded:
             raise ConnectionError("it does not ask for TLS, and the credentials are not sent without")
         super().write(payload)  # type: ignore[no-untyped-call]
 
@@ -201,8 +213,8 @@ async def _log_in(
     async def hear(error: Exception) -> None:
         said.append(error)
 
-    client = Client()
-    client._transport = _Site(insists)
+    client, socket = Client(), _Site(insists)
+    client._transport = socket
     try:
         async with asyncio.timeout(CONNECT_S):
             await client.connect(
@@ -220,6 +232,11 @@ async def _log_in(
         _check(client, server)
     except (OSError, nats.errors.Error, ssl.SSLError) as error:
         await client.close()
+        if client._server_info.get("tls_verify") and isinstance(error, OSError) and socket.is_upgraded:
+            raise UsageError(
+                f"NATS at {server.address} wants to see a certificate that it trusts ({error}): name one "
+                "with --nats-cert FILE --nats-key FILE"
+            ) from error
         raise _in_words(said[0] if said else error, server) from error
     except BaseException:
         await client.close()
@@ -243,10 +260,7 @@ def _who(client: Client, server: Server, credentials: Credentials | None) -> dic
 
 def _check(client: Client, server: Server) -> None:
     if not client.is_connected:
-        raise UsageError(
-            f"NATS at {server.address} closes the connection as soon as we come: does it want a client "
-            "certificate (--nats-cert, --nats-key)?"
-        )
+        raise Unreachable(f"NATS at {server.address} closes the connection as soon as we come")
     version = client.connected_server_version
     if (version.major, version.minor) < OLDEST:
         wanted = ".".join(map(str, OLDEST))

@@ -32,6 +32,7 @@ OWNER = "potluck"
 """In the stream's metadata: the key of the run's authority, so that no hub takes another's ledger for it."""
 
 _NO_STREAM = 10059
+_NO_CLUSTER = 10074
 _NOT_ENABLED = (10039, 10076)
 _KEEPS_ALL = {"max_age": 0, "max_msgs": -1, "max_msgs_per_subject": -1}
 
@@ -135,12 +136,12 @@ async def settle(client: Client, run: str, authority: str, *, may_make: bool) ->
 async def _make(client: Client, run: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Kept by three servers, if the site has so many."""
     made = await _ask(client, run, "CREATE", wanted | {"num_replicas": SEATS})
-    if "error" in made:
-        alone = await _ask(client, run, "CREATE", wanted | {"num_replicas": 1})
-        if "error" not in alone:
-            log.warning("one server of the site keeps the ledger, not %d: %s", SEATS, _words(made["error"]))
-        return alone
-    return made
+    if "error" not in made:
+        return made
+    alone = await _ask(client, run, "CREATE", wanted | {"num_replicas": 1})
+    if "error" not in alone and _code(made) != _NO_CLUSTER:
+        log.warning("one server of the site keeps the ledger, not %d: %s", SEATS, _words(made["error"]))
+    return alone
 
 
 def _compare(config: dict[str, Any], wanted: dict[str, Any], run: str) -> None:
@@ -166,7 +167,7 @@ async def _ask(client: Client, run: str, what: str, body: dict[str, Any] | None 
     except nats.errors.NoRespondersError as error:
         raise EnvironmentProblem(_no_jetstream("nobody answers there")) from error
     except (OSError, nats.errors.Error, ValueError) as error:
-        if "Permissions Violation" in str(client.last_error):
+        if "permissions violation" in str(client.last_error).lower():
             raise UsageError(
                 f"the site's NATS does not let this user keep a ledger ({client.last_error}): it needs "
                 "potluck.>, $JS.API.> and _INBOX.>"
