@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nats.aio.client import Client
@@ -235,6 +237,38 @@ def test_a_site_whose_messages_are_too_small(tmp_path):
         asyncio.run(refuses(tmp_path / "hub", running.url, "takes messages of 65536 bytes only"))
 
 
+@pytest.mark.parametrize(
+    "greeting", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"INFO\r\n", b"INFO {\r\n", b"x" * 99999]
+)
+def test_what_is_no_nats_is_said(tmp_path, greeting):
+    async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        writer.close()
+
+    async def main():
+        async with await asyncio.start_server(odd, HOST, 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            error = await refuses(tmp_path / "hub", f"nats://{HOST}:{port}", f"{HOST}:{port}")
+            assert isinstance(error, Unreachable)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("missing", ["potluck.>", "$JS.API.>", "_INBOX.>"])
+def test_a_user_who_may_not_is_told_what_is_missing(tmp_path, missing, monkeypatch):
+    monkeypatch.setattr("potluck.hub.site_engine.ASK_S", 0.5)
+    rights = [subject for subject in ("potluck.>", "$JS.API.>", "_INBOX.>") if subject != missing]
+    user = {"user": "u", "password": "p", "permissions": {"publish": rights, "subscribe": rights}}
+    accounts = {"LAB": {"jetstream": "enabled", "users": [user]}}
+    with site(tmp_path / "site", accounts=accounts) as running:
+        words = "does not let this user keep a ledger .*permissions violation"
+        asyncio.run(refuses(tmp_path / "hub", named(running, "u:p"), words))
+        user["permissions"] = {"publish": [*rights, missing], "subscribe": [*rights, missing]}
+        running.end()
+        running.start()
+        asyncio.run(opens(tmp_path / "hub", None))
+
+
 # -- whose ledger --------------------------------------------------------------------------------
 
 
@@ -257,10 +291,10 @@ def test_a_stream_that_is_no_ledger_of_this_run_is_not_taken(tmp_path, lab):
     async def main():
         async with keeper(lab) as client:
             await jetstream(client, f"CREATE.{name}", name=name, subjects=["potluck.taken.ledger"])
-            await refuses(tmp_path / "1", named(lab), "belongs to another run, or to nobody", run="taken")
+            await refuses(tmp_path / "1", named(lab), "is not this hub's: .*stream rm", run="taken")
             async with door(tmp_path / "2", named(lab), run="mine"):
                 pass
-            await refuses(tmp_path / "3", named(lab), "belongs to another run", run="mine")
+            await refuses(tmp_path / "3", named(lab), "is not this hub's", run="mine")
             made = await jetstream(client, f"INFO.{stream_name('mine')}")
             assert made["config"]["num_replicas"] == 1
             await jetstream(
@@ -382,6 +416,66 @@ def test_a_hub_that_keeps_its_ledger_itself_is_helped_without_a_nats(tmp_path, l
             await refuses(tmp_path / "2", named(lab), "can't move to a site's NATS", enlistment=token)
 
     asyncio.run(main())
+
+
+@contextlib.contextmanager
+def three_servers(directory: Path) -> Iterator[list[SiteServer]]:
+    """A site with a JetStream cluster, up once that has a leader."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(3)]
+        ports = [one.getsockname()[1] for one in sockets]
+    routes = [f"nats-route://{HOST}:{port}" for port in ports]
+    servers = [
+        SiteServer(
+            directory / str(port),
+            server_name=f"site-{port}",
+            cluster={"name": "site", "listen": f"{HOST}:{port}", "routes": routes},
+            **USERS,
+        )
+        for port in ports
+    ]
+    try:
+        for one in servers:
+            one.start()
+        yield servers
+    finally:
+        for one in servers:
+            one.end()
+
+
+async def elected(where: str) -> None:
+    """Wait until the site's JetStream can make streams."""
+    settings = {"name": "TRY", "subjects": ["try"], "num_replicas": 3}
+    async with asyncio.timeout(DEADLINE_S), site_client(Nats(where)) as client:
+        while True:
+            with contextlib.suppress(TimeoutError, nats.errors.Error):
+                reply = await client.request("$JS.API.STREAM.CREATE.TRY", json.dumps(settings).encode())
+                if "error" not in json.loads(reply.data):
+                    return
+
+
+def test_three_servers_of_the_site_keep_the_ledger_and_any_one_may_go(tmp_path):
+    async def main(servers: list[SiteServer]):
+        where = ",".join(map(named, servers))
+        await elected(where)
+        async with door(tmp_path / "hub", where) as hub, member(hub.invite()) as client:
+            async with keeper(servers[0]) as owner:
+                info = await jetstream(owner, f"INFO.{stream_name(hub.run)}")
+                assert info["config"]["num_replicas"] == 3
+            async with writing(client.ledger) as writer:
+                for victim in servers[:2]:
+                    reached = writer.chain.sequence
+                    await asyncio.to_thread(victim.kill)
+                    await writer.until(lambda reached=reached: writer.chain.sequence > reached + 20)
+                    await asyncio.to_thread(victim.end)
+                    await asyncio.to_thread(victim.start)
+                    reached = writer.chain.sequence
+                    await writer.until(lambda reached=reached: writer.chain.sequence > reached + 20)
+            _, records = await whole(client.ledger)
+            assert all(records[sequence - 1] == raw for sequence, raw in writer.acknowledged.items())
+
+    with three_servers(tmp_path / "site") as servers:
+        asyncio.run(main(servers))
 
 
 # -- what does not go through --------------------------------------------------------------------

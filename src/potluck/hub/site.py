@@ -230,7 +230,7 @@ async def _log_in(
                 **_who(client, server, credentials),
             )
         _check(client, server)
-    except (OSError, nats.errors.Error, ssl.SSLError) as error:
+    except (OSError, nats.errors.Error, ValueError) as error:
         await client.close()
         if client._server_info.get("tls_verify") and isinstance(error, OSError) and socket.is_upgraded:
             raise UsageError(
@@ -290,6 +290,8 @@ def _context(site: Nats) -> ssl.SSLContext:
 def _in_words(error: Exception, server: Server) -> PotluckError:
     where = f"NATS at {server.address}"
     text = str(error).removeprefix("nats: ").strip("'") or "no answer"
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return Unreachable(f"what answers at {server.address} is no NATS server: {text}")
     if isinstance(error, ssl.SSLCertVerificationError):
         return UsageError(
             f"{where} shows a certificate that is not trusted ({error.verify_message}): name the site's "
@@ -316,7 +318,8 @@ def choose(directory: Path, given: Nats | None, *, is_sites: bool | None) -> Nat
     """
     if given is not None and is_sites is False:
         raise UsageError(
-            "this run's hubs keep its ledger themselves, and it can't move to a site's NATS: leave out --nats"
+            "this run's hubs keep its ledger themselves, and it can't move to a site's NATS: leave --nats "
+            "and POTLUCK_NATS out"
         )
     chosen = None if is_sites is False else given or Nats.load(directory)
     if chosen is None and is_sites:

@@ -19,7 +19,7 @@ from potluck.hub.gated import Gated
 from potluck.hub.nats_ledger import stream_name, stream_settings
 from potluck.hub.seats import SEATS
 from potluck.hub.site import Nats, connect
-from potluck.hub.tell import tell_on
+from potluck.hub.tell import FLUSH_S, tell_on, tell_once
 from potluck.net.transport import Transport
 
 ASK_S = 5.0
@@ -66,6 +66,7 @@ class SiteEngine(Behind):
         book = self._book
         async with site_client(self._site) as client:
             await settle(client, book.run, book.authority.peer, may_make=not book.state.made)
+            await check_rights(client, book)
         book.update(made=True)
         log.info("the ledger of %s is kept by NATS at %s", book.run, self._site)
 
@@ -133,6 +134,29 @@ async def settle(client: Client, run: str, authority: str, *, may_make: bool) ->
     _compare(found.get("config") or {}, wanted, run)
 
 
+async def check_rights(client: Client, book: Book) -> None:
+    """See that the site's user may do what is done for peers: the server says nothing until somebody tries.
+
+    Raises:
+        UsageError: it may not, and what is missing.
+    """
+    await client.subscribe(f"potluck.{book.run}.>")
+    await tell_once(client, book)
+    read = f"$JS.API.DIRECT.GET.{stream_name(book.run)}"
+    await client.publish(read, b'{"seq":1}', reply=client.new_inbox())
+    await client.flush(FLUSH_S)
+    _check_for_refusal(client)
+
+
+def _check_for_refusal(client: Client) -> None:
+    words = str(client.last_error).lower()
+    if "permissions violation" in words:
+        raise UsageError(
+            f"the site's NATS does not let this user keep a ledger ({words}): it must be allowed to publish "
+            "and subscribe to potluck.>, $JS.API.> and _INBOX.>"
+        )
+
+
 async def _make(client: Client, run: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Kept by three servers, if the site has so many."""
     made = await _ask(client, run, "CREATE", wanted | {"num_replicas": SEATS})
@@ -140,7 +164,11 @@ async def _make(client: Client, run: str, wanted: dict[str, Any]) -> dict[str, A
         return made
     alone = await _ask(client, run, "CREATE", wanted | {"num_replicas": 1})
     if "error" not in alone and _code(made) != _NO_CLUSTER:
-        log.warning("one server of the site keeps the ledger, not %d: %s", SEATS, _words(made["error"]))
+        log.warning(
+            "one server of the site keeps the ledger, not %d (`nats stream edit --replicas` mends that): %s",
+            SEATS,
+            _words(made["error"]),
+        )
     return alone
 
 
@@ -148,8 +176,9 @@ def _compare(config: dict[str, Any], wanted: dict[str, Any], run: str) -> None:
     owner = (config.get("metadata") or {}).get(OWNER)
     if owner != wanted["metadata"][OWNER]:
         raise UsageError(
-            f"the stream {stream_name(run)} at this NATS belongs to another run, or to nobody: give this "
-            "run another name, or have that stream removed"
+            f"the stream {stream_name(run)} at this NATS is not this hub's: it is another run's, or that of "
+            "one whose hub is lost. For the second have it removed (`nats stream rm`): a run that is resumed "
+            "brings its records with it"
         )
     for name, value in (wanted | _KEEPS_ALL).items():
         if name != "metadata" and config.get(name) != value:
@@ -167,11 +196,7 @@ async def _ask(client: Client, run: str, what: str, body: dict[str, Any] | None 
     except nats.errors.NoRespondersError as error:
         raise EnvironmentProblem(_no_jetstream("nobody answers there")) from error
     except (OSError, nats.errors.Error, ValueError) as error:
-        if "permissions violation" in str(client.last_error).lower():
-            raise UsageError(
-                f"the site's NATS does not let this user keep a ledger ({client.last_error}): it needs "
-                "potluck.>, $JS.API.> and _INBOX.>"
-            ) from error
+        _check_for_refusal(client)
         raise LedgerUnavailable(f"the site's JetStream does not answer: {error or 'too slow'}") from error
     if _code(answer) in _NOT_ENABLED:
         raise EnvironmentProblem(_no_jetstream(_words(answer["error"])))
