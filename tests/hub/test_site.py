@@ -17,7 +17,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nats.aio.client import Client
 
-from potluck.errors import EnvironmentProblem, LedgerConflict, PotluckError, Unreachable, UsageError
+from potluck.errors import (
+    ConnectionLost,
+    EnvironmentProblem,
+    LedgerConflict,
+    PotluckError,
+    Unreachable,
+    UsageError,
+)
+from potluck.hub.admission import seek_ledger
 from potluck.hub.client import HubClient
 from potluck.hub.nats_ledger import stream_name
 from potluck.hub.nkey import USER, parse_seed
@@ -30,7 +38,7 @@ from potluck.wire.messages import Progress
 
 from .sites import LAB, USERS, Authority, SiteServer, named, operator, public, seed, site
 from .support import DEADLINE_S, progress
-from .test_hub import HOST, Changes, member, other_tasks
+from .test_hub import HOST, Changes, member, other_tasks, transport
 from .writer import whole, writing
 
 
@@ -105,6 +113,13 @@ def test_a_hub_goes_on_where_it_was(tmp_path, lab):
         async with door(tmp_path / "hub") as hub, member(invite) as client:
             assert hub.run == "the-run"
             assert await client.ledger.append(b"two", 1) == 2
+        # Named anew, say with another password; but what does not do is not kept.
+        await refuses(tmp_path / "hub", named(lab, "lab:wrong"), "credentials")
+        async with door(tmp_path / "hub"):
+            pass
+        async with door(tmp_path / "hub", f"nats://127.0.0.1:9,{named(lab)}"):
+            pass
+        assert len(Nats.load(tmp_path / "hub").servers) == 2
 
     asyncio.run(main())
 
@@ -531,6 +546,39 @@ def test_a_peer_touches_nothing_else_of_the_sites(tmp_path, lab):
             assert info["state"]["messages"] == 1
         assert sum("permissions violation for subscription" in words for words in refused) == 6
         assert sum("permissions violation for publish" in words for words in refused) == 10
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b"GET / HTTP/1.1\r\n", b"Authorization Violation"),
+        (b"CONNECT {}\r\nPUB potluck.mine.x 9999999\r\n", b"Maximum Payload Violation"),
+        (b"x" * 5000, b"Maximum Control Line Exceeded"),
+        (b"CONNECT {}\r\nPUB potluck.mine.x 5\r\nabc", b""),
+    ],
+    ids=["garbage", "oversize", "endless", "half"],
+)
+def test_a_member_that_says_what_no_client_says_is_sent_away(tmp_path, lab, said, words):
+    async def main():
+        key = Identity.generate()
+        async with (
+            door(tmp_path / "hub", named(lab), run="mine") as hub,
+            member(hub.invite(), key) as peer,
+            transport(key, certificate=peer.certificate) as dialer,
+        ):
+            stream = await dialer.dial(hub.addresses, hub.peer)
+            await seek_ledger(stream, "mine")
+            assert (await stream.receive(4096)).startswith(b"INFO ")
+            await stream.send(said)
+            if words:
+                assert words in await stream.receive(4096)
+                with pytest.raises(ConnectionLost):
+                    await stream.receive(4096)
+            await stream.close()
+            assert await peer.ledger.append(b"one", 0) == 1
+        assert await other_tasks() == set()
 
     asyncio.run(main())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from potluck.hub.nats_ledger import stream_name
 from potluck.hub.service import TOKEN_FILE
-from potluck.hub.site import SETTINGS_FILE
-from tests.app.shells import LISTEN, Shell, Shells, hubs, potluck, write_recipe
+from potluck.hub.site import SETTINGS_FILE, Nats
+from potluck.hub.site_engine import site_client
+from tests.app.shells import LISTEN, Shell, Shells, end_hubs, hubs, potluck, write_recipe
 from tests.hub.sites import USERS, Authority, SiteServer, operator, site
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -78,6 +82,30 @@ def play(shells: Shells, tmp_path: Path, running: SiteServer) -> None:
     last = reached(anna, bert, carl)
     for peer in (anna, bert, carl):
         peer.wait("round", round=last + 2, peers=3)
+
+
+def test_a_lost_hub_is_replaced_from_a_peers_disk(shells: Shells, tmp_path: Path) -> None:
+    with site(tmp_path / "site", **USERS) as running:
+        url = f"nats://lab:{PASSWORD}@{running.address}"
+        anna = shells.peer("anna", "host", str(write_recipe(tmp_path)), "--nats", url)
+        run = anna.wait("invite")["run"]
+        last = anna.wait("round", round=3)["round"]
+        anna.signal(signal.SIGTERM)
+        assert anna.ended() == 143
+        end_hubs(tmp_path)
+        shutil.rmtree(shells.home("anna") / "hubs")
+
+        resume = ("host", "--resume", str(shells.home("anna")), "--nats", url, "--listen", LISTEN)
+        refused = potluck(*resume)
+        assert "have it removed (`nats stream rm`)" in refused.stderr
+        asyncio.run(remove(url, run))
+        again = shells.open(*resume, "--threads", "1")
+        again.wait("round", round=last + 2)
+
+
+async def remove(url: str, run: str) -> None:
+    async with site_client(Nats(url)) as client:
+        await client.request(f"$JS.API.STREAM.DELETE.{stream_name(run)}", b"", timeout=10)
 
 
 def test_with_credentials_and_tls_named_in_python(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def run_hub(
     def ready(hub: Hub) -> None:
         invite = hub.invite(valid_days * 86_400.0 or None).text()
         out.say("hub", f"the hub of run {hub.run} is up, on {', '.join(hub.addresses)}", run=hub.run)
+        if hub.nats is not None:
+            out.say("ledger", f"its ledger is kept by the site's NATS, {hub.nats}")
         out.say("invite", invite, invite=invite)
         watches.append(asyncio.ensure_future(_say_when_whole(out, hub)))
         if not is_known and enlisted is None:

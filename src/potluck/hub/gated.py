@@ -23,6 +23,9 @@ from potluck.net.transport import Stream
 READ_BYTES = 1 << 16
 """Of what the site's server says, at a time."""
 
+PATIENCE_S = 8.0
+"""How long a peer's connection may take to be made, in seconds: less than the peer waits for our word."""
+
 log = logging.getLogger(__name__)
 
 
@@ -36,9 +39,10 @@ class Gated(Way):
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Carry]:
         try:
-            client = await connect(self._site)
-        except PotluckError as error:
-            self._tell(str(error))
+            async with asyncio.timeout(PATIENCE_S):
+                client = await connect(self._site)
+        except (PotluckError, TimeoutError) as error:
+            self._tell(str(error) or f"none of NATS at {self._site} answers in time")
             # The site's addresses are no peer's business.
             raise LedgerUnavailable(
                 "the site's NATS can't be reached at the moment; the hub's log says why"

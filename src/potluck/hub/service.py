@@ -88,7 +88,8 @@ class Hub:
         self._wanted_run = run
         self._advertise = advertise
         self._enlistment = enlistment
-        self._nats = nats
+        self.nats = nats
+        """The site's NATS that has the ledger, once up; ``None`` if the run's hubs have it themselves."""
         self._identity: Identity
         self._book: Book
         self._engine: Behind
@@ -194,13 +195,15 @@ class Hub:
         authority = Identity.load_or_create(path) if path.exists() else self._identity
         self._book = Book(self.directory, state, self.peer, authority)
         self._door = Door(self._book, lambda: self._engine.target)
-        if self._nats is not None:
-            self._engine = SiteEngine(self._nats, self._book)
+        if self.nats is not None:
+            self._engine = SiteEngine(self.nats, self._book)
         else:
             self._engine = Engine(self.directory, self.peer, self._book, self._door.detach_all)
         self._gossip = Gossip(self._book)
         self._up.push_async_callback(self._engine.stop)
         await self._engine.prepare()
+        if self.nats is not None:
+            self.nats.save(self.directory)  # not before it has proved to be the one
         await self._listen()
 
     def _lock(self) -> None:
@@ -230,11 +233,11 @@ class Hub:
         if state is None and self._enlistment is not None:
             state = await self._enlist_at(self._enlistment)
             is_sites = state.engine == SITE
-        self._nats = choose(self.directory, self._nats, is_sites=is_sites)
+        self.nats = choose(self.directory, self.nats, is_sites=is_sites)
         if state is None:
             run = wanted or secrets.token_hex(6)
             stream_name(run)  # says so when it won't do
-            state = HubState(run, secrets.token_urlsafe(32), engine=SITE if self._nats else SOLO)
+            state = HubState(run, secrets.token_urlsafe(32), engine=SITE if self.nats else SOLO)
         if not state.cluster_password:
             state = msgspec.structs.replace(state, cluster_password=secrets.token_urlsafe(32))
         state.save(self.directory)

@@ -305,7 +305,7 @@ def _in_words(error: Exception, server: Server) -> PotluckError:
 
 
 def choose(directory: Path, given: Nats | None, *, is_sites: bool | None) -> Nats | None:
-    """Which NATS a hub's run has, kept in its directory from now on; ``None`` for one of its own.
+    """Which NATS a hub's run has; ``None`` for one of the hub's own.
 
     Args:
         directory: the hub's; it may know from earlier.
@@ -314,7 +314,7 @@ def choose(directory: Path, given: Nats | None, *, is_sites: bool | None) -> Nat
 
     Raises:
         UsageError: the run's ledger is where nobody named it, or is not where it was named.
-        StoreError: the directory is damaged or can't be written.
+        StoreError: the directory is damaged.
     """
     if given is not None and is_sites is False:
         raise UsageError(
@@ -324,6 +324,4 @@ def choose(directory: Path, given: Nats | None, *, is_sites: bool | None) -> Nat
     chosen = None if is_sites is False else given or Nats.load(directory)
     if chosen is None and is_sites:
         raise UsageError("this run's ledger is at its site's NATS: name that, with --nats URL")
-    if given is not None:
-        given.save(directory)
     return chosen

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from potluck.errors import EnvironmentProblem, LedgerUnavailable, PotluckError, UsageError
 from potluck.hub.behind import Behind, Target
 from potluck.hub.book import Book
+from potluck.hub.engine import end
 from potluck.hub.gated import Gated
 from potluck.hub.nats_ledger import stream_name, stream_settings
 from potluck.hub.seats import SEATS
@@ -75,8 +76,7 @@ class SiteEngine(Behind):
 
     async def stop(self) -> None:
         if self._teller is not None:
-            self._teller.cancel()
-            await asyncio.gather(self._teller, return_exceptions=True)
+            await end([self._teller])
 
     async def _tell(self) -> None:
         """Tell peers of the run's hubs, and the log when the site's NATS goes and comes."""
