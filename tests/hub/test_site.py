@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -170,6 +171,30 @@ def test_credentials_are_never_sent_in_the_clear_where_tls_is_insisted_on(tmp_pa
     asyncio.run(main())
 
 
+def test_what_is_said_in_the_clear_does_not_pass_for_what_is_said_under_tls(tmp_path):
+    authority = Authority(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*authority.issue("server"))
+
+    async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = b'INFO {"version":"2.11.0","max_payload":1048576,"tls_required":true}\r\n'
+        writer.write(info + b"-ERR 'injected'\r\n")
+        await writer.start_tls(context)
+        while await reader.readline() != b"PING\r\n":
+            pass
+        writer.write(b"PONG\r\n")
+        await reader.read()
+        writer.close()
+
+    async def main():
+        async with await asyncio.start_server(server, HOST, 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            async with site_client(Nats(f"tls://{HOST}:{port}", ca=authority.ca)) as client:
+                assert client.is_connected
+
+    asyncio.run(main())
+
+
 def test_with_a_credentials_file_of_an_operators_account(tmp_path):
     settings, creds = operator(tmp_path)
     (tmp_path / "other").mkdir()
@@ -281,7 +306,7 @@ def test_a_user_who_may_not_is_told_what_is_missing(tmp_path, missing, monkeypat
         user["permissions"] = {"publish": [*rights, missing], "subscribe": [*rights, missing]}
         running.end()
         running.start()
-        asyncio.run(opens(tmp_path / "hub", None))
+        asyncio.run(opens(tmp_path / "hub", named(running, "u:p")))
 
 
 # -- whose ledger --------------------------------------------------------------------------------

@@ -161,13 +161,23 @@ class _Site(TcpTransport):
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
         assert self._io_writer is not None
+        loop = asyncio.get_running_loop()
+        # A new reader: what came in the clear must not pass for what was said under TLS.
+        reader = asyncio.StreamReader(limit=buffer_size)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        plain = self._io_writer.transport
+        self._is_broken = True  # asyncio never tells of the end of a connection whose handshake failed
         try:
-            await self._io_writer.start_tls(ssl_context, server_hostname=str(uri))
+            secured = await loop.start_tls(plain, protocol, ssl_context, server_hostname=str(uri))
         except BaseException:
-            # asyncio never tells of the end of a connection whose handshake failed.
-            self._io_writer.transport.abort()
-            self._is_broken = True
+            plain.abort()
             raise
+        if secured is None:
+            raise ConnectionError("the connection was closed in the TLS handshake")
+        self._is_broken = False
+        # asyncio leaves this out; without it a reader that is full holds nobody up.
+        protocol.connection_made(secured)
+        self._io_reader, self._io_writer = reader, asyncio.StreamWriter(secured, protocol, reader, loop)
         self.is_upgraded = True
 
     async def wait_closed(self) -> None:
