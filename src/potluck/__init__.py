@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
+    from potluck.hub.site import Nats
     from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
     from potluck.run import Run, host, join, resume
     from potluck.store.keep import Keep
@@ -17,6 +18,7 @@ _HOMES = {
     "End": "potluck.recipe",
     "Inner": "potluck.recipe",
     "Keep": "potluck.store.keep",
+    "Nats": "potluck.hub.site",
     "Outer": "potluck.recipe",
     "PotluckError": "potluck.errors",
     "Recipe": "potluck.recipe",
@@ -34,6 +36,7 @@ __all__ = [
     "End",
     "Inner",
     "Keep",
+    "Nats",
     "Outer",
     "PotluckError",
     "Recipe",

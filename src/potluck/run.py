@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
 from potluck.hub.launch import launch_hub
+from potluck.hub.site import Nats
 from potluck.identity import Claim, data_directory
 from potluck.peer.background import Background
 from potluck.peer.disks import claim_for
@@ -307,6 +308,7 @@ def host(
     directory: Path | str | None = None,
     listen: str = "0.0.0.0",  # noqa: S104 – friends' machines are elsewhere; admission is by invite
     hub: str = "",
+    nats: Nats | None = None,
     base: Path | None = None,
     keep: Keep = USUAL,
     watch: Callable[[str], None] | None = None,
@@ -320,6 +322,8 @@ def host(
         directory: where keys and runs are kept; the user's data directory by default.
         listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
         hub: the invite of a hub that runs already (``potluck hub``) and has no run yet.
+        nats: the NATS that your site runs already, to keep the run's ledger instead of the hub itself. Peers
+            still need nothing but the invite.
         base: the directory that the recipe's paths are relative to; the working directory by default.
         keep: what this machine keeps of the run besides what every peer does.
         watch: called from the network thread with each event in words.
@@ -328,10 +332,13 @@ def host(
         PotluckError: the recipe, the model, the disk or the network is not as it must be, and why.
     """
     recipe.validate()
+    if hub and nats:
+        raise UsageError("the hub that runs already has its ledger: name a NATS for it, or the hub, not both")
     home = Path(directory) if directory is not None else data_directory()
     founding = _founding(recipe, model, base or Path())
     if not hub:
-        hub = launch_hub(home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}", host=listen).invite
+        place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
+        hub = launch_hub(place, host=listen, nats=nats).invite
     run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
     run._begin(founding)
     return _with_model(run, model)
@@ -372,6 +379,7 @@ def resume(
     name: str = "",
     directory: Path | str | None = None,
     listen: str = "0.0.0.0",  # noqa: S104 – as in host
+    nats: Nats | None = None,
     keep: Keep = USUAL,
     watch: Callable[[str], None] | None = None,
 ) -> Run:
@@ -397,7 +405,7 @@ def resume(
             (watch or log.warning)(prepared.warning)
         hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
         launched = launch_hub(
-            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run
+            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run, nats=nats
         )
         place = _place(prepared.claimed, prepared.directory, name, listen, keep)
         run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
@@ -469,4 +477,4 @@ async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | Non
     return Node(invite, place, watch)
 
 
-__all__ = ["Keep", "Run", "host", "join", "resume"]
+__all__ = ["Keep", "Nats", "Run", "host", "join", "resume"]

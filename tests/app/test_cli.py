@@ -101,6 +101,26 @@ def test_a_hub_is_added_by_its_owners_token_only(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["token.txt"]
 
 
+def test_a_sites_nats_is_named_by_urls_and_what_belongs_to_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    where = ["--directory", str(tmp_path / "home")]
+    hub = ["hub", *where]
+    assert "named by URLs such as" in error_of(*hub, "--nats", "http://user:secret@a")[1]
+    assert "secret" not in error_of(*hub, "--nats", "http://user:secret@a")[1]
+    assert "Name the NATS with --nats" in error_of(*hub, "--nats-ca", "ca.pem")[1]
+    assert "needs its key" in error_of(*hub, "--nats", "nats://a", "--nats-cert", "cert.pem")[1]
+    both = error_of("host", *where, "--hub", invite(), "--nats", "nats://a")
+    assert both[0] == 2
+    assert "not both" in both[1]
+    code, said = error_of(*hub, "--nats", "nats://user:secret@127.0.0.1:9")
+    assert code == 1
+    assert "NATS at 127.0.0.1:9 can't be reached" in said
+    assert "secret" not in said
+    monkeypatch.setenv("POTLUCK_NATS", "nats://user:secret@127.0.0.1:19")
+    assert "127.0.0.1:19 can't be reached" in error_of("hub", "--directory", str(tmp_path / "other"))[1]
+
+
 def test_a_hub_that_is_away_is_said_in_one_line(tmp_path: Path):
     for words in (["status"], ["join", "--directory", str(tmp_path)]):
         code, said = error_of(words[0], invite(), *words[1:])

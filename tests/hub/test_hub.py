@@ -46,15 +46,14 @@ HOST = "127.0.0.1"
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from potluck.hub.service import serve
+from potluck.hub.service import Hub, serve
 
 def ready(hub):
     print(hub.invite().text(), hub.nats_pid, flush=True)
 
 async def main():
-    await serve(
-        Path(sys.argv[1]), host="127.0.0.1", port=0, ready=ready, until_idle_s=None, stop=asyncio.Event()
-    )
+    hub = Hub(Path(sys.argv[1]), host="127.0.0.1")
+    await serve(hub, ready=ready, until_idle_s=None, stop=asyncio.Event())
 
 asyncio.run(main())
 """
@@ -321,9 +320,7 @@ def test_it_ends_when_all_have_left_or_when_told(tmp_path):
     async def main():
         up: asyncio.Future[Hub] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
-        ended = asyncio.create_task(
-            serve(tmp_path, host=HOST, port=0, ready=up.set_result, until_idle_s=0.5, stop=stop)
-        )
+        ended = asyncio.create_task(serve(hub_at(tmp_path), ready=up.set_result, until_idle_s=0.5, stop=stop))
         hub = await asyncio.wait_for(up, DEADLINE_S)
         async with member(hub.invite()):
             _, pending = await asyncio.wait([ended], timeout=1.0)
@@ -333,7 +330,7 @@ def test_it_ends_when_all_have_left_or_when_told(tmp_path):
 
         up = asyncio.get_running_loop().create_future()
         ended = asyncio.create_task(
-            serve(tmp_path, host=HOST, port=0, ready=up.set_result, until_idle_s=None, stop=stop)
+            serve(hub_at(tmp_path), ready=up.set_result, until_idle_s=None, stop=stop)
         )
         await asyncio.wait_for(up, DEADLINE_S)
         stop.set()

@@ -79,6 +79,43 @@ class Machine:
     ] = ""
 
 
+def _file(what: str) -> Any:
+    return typer.Option(metavar="FILE", help=f"With --nats: {what}.")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Options: the NATS that a site runs already."""
+
+    nats: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="POTLUCK_NATS",
+            show_envvar=True,
+            help="Your site's own NATS keeps the ledger: nats:// or tls://, with commas between several.",
+        ),
+    ] = ""
+    nats_creds: Annotated[str, _file("credentials, as nsc writes them, or an nkey's seed")] = ""
+    nats_ca: Annotated[str, _file("the authority of its certificates, PEM")] = ""
+    nats_cert: Annotated[str, _file("the certificate that we show, PEM")] = ""
+    nats_key: Annotated[str, _file("the key of that, PEM")] = ""
+
+    def named(self) -> Any:
+        """As ``potluck.Nats``; ``None`` when none is named.
+
+        Raises:
+            UsageError: it does not make sense.
+        """
+        from potluck.hub.site import Nats
+
+        if self.nats:
+            return Nats(self.nats, self.nats_creds, self.nats_ca, self.nats_cert, self.nats_key)
+        if self != Site():
+            raise UsageError("whose credentials and certificates are these? Name the NATS with --nats URL")
+        return None
+
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -174,12 +211,12 @@ def _home(directory: Path | None) -> Path:
     return directory if directory is not None else data_directory()
 
 
-def _part(home: Path, name: str, machine: Machine, *, trains: bool) -> Any:
+def _part(home: Path, name: str, machine: Machine, *, trains: bool, nats: Any = None) -> Any:
     from potluck.app.work import Part
     from potluck.store.keep import Keep
 
     keep = Keep(machine.keep_snapshots, machine.archive)
-    return Part(home, name, machine.listen, machine.threads, trains, keep)
+    return Part(home, name, machine.listen, machine.threads, trains, keep, nats)
 
 
 @command
@@ -210,6 +247,7 @@ def hub(
     replace: Annotated[
         int, typer.Option(min=0, max=3, metavar="SEAT", help="With add: of the hub that is lost for good.")
     ] = 0,
+    site: Site = Site(),
 ) -> None:
     """Run a hub in the foreground. On the directory of an earlier one it goes on where that was."""
     from potluck.app.hub import enlistment, run_hub, show_token
@@ -219,7 +257,7 @@ def hub(
     if what == "token" and not token:
         show_token(out, directory)
     else:
-        run_hub(out, directory, listen, port, valid, enlistment(what, token, replace))
+        run_hub(out, directory, listen, port, valid, enlistment(what, token, replace), site.named())
 
 
 @command
@@ -240,6 +278,7 @@ def host(
             help="Go on with the run on a peer's disk or in an archive, when all else is lost.",
         ),
     ] = "",
+    site: Site = Site(),
     machine: Machine = Machine(),
 ) -> int:
     """Start a run, or bring one back from a peer's disk, and train in it as its first peer."""
@@ -251,7 +290,7 @@ def host(
             "--resume goes on with the run on that disk, on a new hub: give no recipe and no --hub"
         )
     home = home_for(resume, directory) if resume else _home(directory)
-    part = _part(home, name, machine, trains=True)
+    part = _part(home, name, machine, trains=True, nats=site.named())
     return resume_run(out, resume, part) if resume else host_run(out, recipe, hub, part)
 
 

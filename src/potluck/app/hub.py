@@ -15,6 +15,7 @@ from potluck.errors import PotluckError, StoreError, Unreachable, UsageError
 from potluck.hub.between import parse_token
 from potluck.hub.launch import launch_hub
 from potluck.hub.service import TOKEN_FILE, Enlistment, Hub, serve
+from potluck.hub.site import Nats
 from potluck.hub.state import HubState
 from potluck.identity import Identity
 from potluck.wire.invite import Invite
@@ -61,6 +62,7 @@ def run_hub(
     port: int,
     valid_days: float,
     enlisted: Enlistment | None = None,
+    nats: Nats | None = None,
 ) -> None:
     """Run a hub until a signal ends it.
 
@@ -73,6 +75,8 @@ def run_hub(
     def ready(hub: Hub) -> None:
         invite = hub.invite(valid_days * 86_400.0 or None).text()
         out.say("hub", f"the hub of run {hub.run} is up, on {', '.join(hub.addresses)}", run=hub.run)
+        if hub.nats is not None:
+            out.say("ledger", f"its ledger is kept by the site's NATS, {hub.nats}")
         out.say("invite", invite, invite=invite)
         watches.append(asyncio.ensure_future(_say_when_whole(out, hub)))
         if not is_known and enlisted is None:
@@ -80,7 +84,8 @@ def run_hub(
         out.next("join its run from any machine", f"potluck join {invite}")
 
     watches: list[asyncio.Future[None]] = []
-    number = asyncio.run(_serve(directory, listen, port, ready, enlisted))
+    hub = Hub(directory, host=listen, port=port, enlistment=enlisted, nats=nats)
+    number = asyncio.run(_serve(hub, ready))
     out.summary(
         "the hub is down; peers go on at the others, or train on without one",
         ("start it again where it was", again(directory)),
@@ -96,13 +101,7 @@ async def _say_when_whole(out: Output, hub: Hub) -> None:
     )
 
 
-async def _serve(
-    directory: Path,
-    listen: str,
-    port: int,
-    ready: Callable[[Hub], None],
-    enlisted: Enlistment | None,
-) -> int:
+async def _serve(hub: Hub, ready: Callable[[Hub], None]) -> int:
     """Serve until a signal comes; returns its number."""
     stop = asyncio.Event()
     came: list[int] = []
@@ -113,9 +112,7 @@ async def _serve(
 
     for number in ENDING:
         asyncio.get_running_loop().add_signal_handler(number, ended, number)
-    await serve(
-        directory, host=listen, port=port, ready=ready, until_idle_s=None, stop=stop, enlistment=enlisted
-    )
+    await serve(hub, ready=ready, until_idle_s=None, stop=stop)
     return came[0] if came else signal.SIGTERM
 
 

@@ -15,6 +15,7 @@ from potluck.app.output import Output, count, figure
 from potluck.app.processes import registered
 from potluck.app.reporter import Reporter
 from potluck.errors import RunOver, UsageError
+from potluck.hub.site import Nats
 from potluck.recipe import Recipe, preset
 from potluck.run import Run, host, join, resume
 from potluck.store.keep import USUAL, Keep
@@ -34,6 +35,7 @@ class Part:
     threads: int = 0
     trains: bool = True
     keep: Keep = USUAL
+    nats: Nats | None = None
 
 
 def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
@@ -59,6 +61,7 @@ def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
             directory=part.home,
             listen=part.listen,
             hub=hub,
+            nats=part.nats,
             base=base,
             keep=part.keep,
             watch=watch,
@@ -79,7 +82,13 @@ def resume_run(out: Output, source: str, part: Part) -> int:
 
     def start(watch: Callable[[str], None]) -> Run:
         run = resume(
-            source, name=part.name, directory=part.home, listen=part.listen, keep=part.keep, watch=watch
+            source,
+            name=part.name,
+            directory=part.home,
+            listen=part.listen,
+            nats=part.nats,
+            keep=part.keep,
+            watch=watch,
         )
         return _invited(out, run, part)
 

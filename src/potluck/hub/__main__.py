@@ -1,6 +1,7 @@
 """A hub as a process of its own: ``python -m potluck.hub '{"directory": …}'`` (see ``launch``).
 
-One line of JSON on standard output when it is up, or one that says why it can't be.
+One line of JSON on standard output when it is up, or one that says why it can't be. A site's NATS is named in
+the directory (``site.SETTINGS_FILE``), never here: everybody on the machine may see a process's arguments.
 """
 
 from __future__ import annotations
@@ -30,16 +31,14 @@ async def _run(options: dict[str, Any]) -> None:
     def ready(hub: Hub) -> None:
         _say(invite=hub.invite().text(), run=hub.run, addresses=list(hub.addresses), seat=hub.seat)
 
-    await serve(
+    hub = Hub(
         Path(options["directory"]),
         host=options["host"],
         port=options["port"],
-        ready=ready,
-        until_idle_s=options["until_idle_s"],
-        stop=stop,
         run=options.get("run", ""),
         enlistment=_enlistment(options),
     )
+    await serve(hub, ready=ready, until_idle_s=options["until_idle_s"], stop=stop)
 
 
 def _enlistment(options: dict[str, Any]) -> Enlistment | None:

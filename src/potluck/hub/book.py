@@ -12,7 +12,7 @@ import msgspec
 from potluck.errors import Refused
 from potluck.hub.between import Enlist, Enlisted, Tidings
 from potluck.hub.seats import SEATS, Seat, Seats, free_seat, merge, seat_of, sign
-from potluck.hub.state import CLUSTER, HubState
+from potluck.hub.state import CLUSTER, SITE, HubState
 from potluck.identity import Identity
 
 
@@ -170,6 +170,8 @@ class Book:
     def _refuse_replacement(self, number: int, reached: frozenset[int]) -> None:
         if number == self.state.seat or number in reached:
             raise Refused(f"the hub on seat {number} is there: only a lost one can be replaced")
+        if self.state.engine == SITE:
+            return  # it is a door, and had nothing else to lose
         if self.state.engine != CLUSTER:
             raise Refused(f"seat {number} can be taken over once the run has moved to its {SEATS} hubs")
         # Two hubs without a whole copy could agree on a ledger that lacks records.
@@ -196,4 +198,5 @@ def newcomer(run: str, enlisted: Enlisted) -> HubState:
         seat=enlisted.seat,
         seats=told.seats,
         engine=told.engine,
+        made=told.engine == SITE,
     )

@@ -9,9 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from potluck.errors import LedgerUnavailable
 from potluck.hub.admission import WRONG_SECRET_S, Admitted, Attached, Denied, judge, judge_member
+from potluck.hub.behind import Carry, Target, Way
 from potluck.hub.book import Book
-from potluck.hub.pipe import close, join
 from potluck.hub.server import PEER
 from potluck.net.transport import Stream
 from potluck.wire.codec import encode
@@ -20,10 +21,10 @@ from potluck.wire.messages import Answer
 MAX_STREAMS = 4
 """Of one peer at a time: one in use, and those of which the hub does not know yet that they are dead."""
 
-log = logging.getLogger(__name__)
+MAX_WHY = 400
+"""Characters of a reason that is passed on."""
 
-Target = tuple[tuple[str, int] | None, str]
-"""Where the ledger in force can be reached on this machine, or why it can't."""
+log = logging.getLogger(__name__)
 
 
 class Door:
@@ -85,26 +86,23 @@ class Door:
                     return
 
     async def _lead(self, stream: Stream) -> None:
-        address, why = self._target()
-        if address is None:
+        way, why = self._target()
+        if way is None:
             await self._answer(stream, Answer(False, why, retry=True))
             return
         try:
-            reader, writer = await asyncio.open_connection(*address)
-        except OSError:
-            await self._answer(stream, Answer(False, "the ledger is being started again", retry=True))
-            return
-        try:
-            await self._answer(stream, Answer(True))
-        except BaseException:
-            await close(writer)
-            raise
-        if self._target()[0] != address:  # it was closed while we connected
-            await close(writer)
+            async with way.open() as carry:
+                await self._carry(stream, way, carry)
+        except LedgerUnavailable as error:
+            await self._answer(stream, Answer(False, str(error)[:MAX_WHY], retry=True))
+
+    async def _carry(self, stream: Stream, way: Way, carry: Carry) -> None:
+        await self._answer(stream, Answer(True))
+        if self._target()[0] != way:  # it was closed while we connected
             return
         self._led.add(stream)
         try:
-            reason = await join(stream, reader, writer)
+            reason = await carry(stream)
         finally:
             self._led.discard(stream)
         log.info("peer %s is detached: %s", stream.peer[:12], reason)

@@ -18,17 +18,17 @@ import nats.errors
 from nats.aio.client import Client
 
 from potluck.errors import LedgerUnavailable, PotluckError
-from potluck.hub.admission import Hubs, seats_subject
+from potluck.hub.behind import Behind, Here, Target
 from potluck.hub.book import Book
-from potluck.hub.door import Target
 from potluck.hub.move import Mover, is_move, signed_move, until_moved
 from potluck.hub.nats_ledger import ANSWER_S, NatsLedger, create_stream, stream_name
 from potluck.hub.routes import Routes
 from potluck.hub.seats import SEATS, Seat
 from potluck.hub.server import HUB, SYSTEM, Cluster, NatsServer
 from potluck.hub.state import CLUSTER, SOLO
+from potluck.hub.tell import tell_on, tell_once
 from potluck.net.transport import Stream, Transport
-from potluck.wire.codec import decode, encode
+from potluck.wire.codec import decode
 from potluck.wire.records import Chain, Entry, Record
 
 ALONE_S = 1.5
@@ -36,9 +36,6 @@ ALONE_S = 1.5
 
 AGAIN_S = 1.0
 """Pause after a step of the move that failed, in seconds."""
-
-TELL_S = 5.0
-"""How often peers are told where the run's hubs are when nothing has changed, in seconds."""
 
 INSIST_S = 0.2
 """A task that was cancelled and goes on is cancelled again so much later, in seconds."""
@@ -49,8 +46,8 @@ ELECTION_S = 3.0
 log = logging.getLogger(__name__)
 
 
-class Engine:
-    """What stands behind one hub's door.
+class Engine(Behind):
+    """The run's own ledger, on this machine and those of its other hubs.
 
     Args:
         hub: our own key (hex), the author of the ``Move``.
@@ -84,7 +81,8 @@ class Engine:
             return None, "this hub is not in use yet: ask the run's first"
         else:
             server = self._solo
-        return server.address if server else None, "the ledger is being started again"
+        address = server.address if server else None
+        return Here(address) if address else None, "the ledger is being started again"
 
     @property
     def server(self) -> NatsServer | None:
@@ -160,15 +158,7 @@ class Engine:
     async def _tell_through(self, server: NatsServer) -> None:
         """Tell for as long as this server leads to the ledger in force."""
         async with hub_client(server) as client:
-            while server is self.server:
-                await self._tell_once(client)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TELL_S):
-                        await self._book.next_change()
-
-    async def _tell_once(self, client: Client) -> None:
-        await client.publish(seats_subject(self._book.run), encode(Hubs(self._book.seats)))
-        await client.flush(int(ELECTION_S))
+            await tell_on(client, self._book, lambda: server is self.server)
 
     async def stop(self) -> None:
         """Stop them. Safe to call twice."""
@@ -258,7 +248,7 @@ class Engine:
                         await old.attach(other)
                         await self._bulk(mover := self._mover(old, new), old, other)
                         # They are about to lose this one for a moment, if not for ever.
-                        await self._tell_once(other)
+                        await tell_once(other, book)
                         await self._move(mover)
             finally:
                 new.detach("the move is over")

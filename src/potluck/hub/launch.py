@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from potluck.errors import EnvironmentProblem, StoreError
+from potluck.hub.site import Nats
 from potluck.hub.state import LOCK, HubState
 
 START_S = 30.0
@@ -32,14 +33,23 @@ class Launched:
 
 
 def launch_hub(
-    directory: Path, *, host: str, port: int = 0, until_idle_s: float | None = IDLE_S, run: str = ""
+    directory: Path,
+    *,
+    host: str,
+    port: int = 0,
+    until_idle_s: float | None = IDLE_S,
+    run: str = "",
+    nats: Nats | None = None,
 ) -> Launched:
-    """Start a hub on a directory and wait until it is up; ``run`` as for ``Hub``.
+    """Start a hub on a directory and wait until it is up; ``run`` as for ``Hub``, and ``nats`` for a new one.
 
     Raises:
         EnvironmentProblem: it did not come up, and why.
+        StoreError: the directory can't be written.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if nats is not None:
+        nats.save(directory)  # not an argument, which others on this machine could read
     log = directory / "hub.log"
     options = {
         "directory": str(directory),

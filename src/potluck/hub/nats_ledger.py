@@ -41,6 +41,14 @@ FIRST_S = 4.0
 SLOWEST = 64 << 10
 """Bytes/s that a record makes at least on its way to the hub."""
 
+INBOX = "_INBOX"
+"""What subjects begin with at which a NATS client waits for answers."""
+
+_EXPECTED_LAST, _EXPECTED_STREAM = "Nats-Expected-Last-Sequence", "Nats-Expected-Stream"
+
+PEER_HEADERS = frozenset({_EXPECTED_LAST, _EXPECTED_STREAM})
+"""The headers that a peer's messages have."""
+
 _LAG_S = 0.02
 _LAG_TRIES = 50
 _WRONG_LAST_SEQUENCE = 10071
@@ -63,24 +71,19 @@ def peer_permissions(run: str) -> dict[str, Any]:
     own = f"potluck.{run}.>"
     return {
         "publish": {"allow": [own, f"$JS.API.DIRECT.GET.{stream_name(run)}"]},
-        "subscribe": {"allow": [own, "_INBOX.>"]},
+        "subscribe": {"allow": [own, f"{INBOX}.>"]},
     }
 
 
-async def create_stream(client: Client, run: str, replicas: int = 1, patience_s: float = ANSWER_S) -> None:
-    """Make the run's ledger, or find it as it is; each record is kept by so many servers.
-
-    Raises:
-        LedgerUnavailable: the server does not, and why.
-    """
-    settings = {
+def stream_settings(run: str) -> dict[str, Any]:
+    """What makes a stream the run's ledger."""
+    return {
         "name": stream_name(run),
         "subjects": [f"potluck.{run}.ledger"],
         "storage": "file",
         "retention": "limits",
         "discard": "new",
         "max_msg_size": MAX_PAYLOAD_BYTES,
-        "num_replicas": replicas,
         "allow_direct": True,
         "deny_delete": True,
         "deny_purge": True,
@@ -91,6 +94,15 @@ async def create_stream(client: Client, run: str, replicas: int = 1, patience_s:
             "headers_only": True,
         },
     }
+
+
+async def create_stream(client: Client, run: str, replicas: int = 1, patience_s: float = ANSWER_S) -> None:
+    """Make the run's ledger, or find it as it is; each record is kept by so many servers.
+
+    Raises:
+        LedgerUnavailable: the server does not, and why.
+    """
+    settings = stream_settings(run) | {"num_replicas": replicas}
     subject = f"$JS.API.STREAM.CREATE.{stream_name(run)}"
     try:
         reply = await client.request(subject, json.dumps(settings).encode(), timeout=patience_s)
@@ -137,7 +149,7 @@ class NatsLedger(Ledger):
 
     async def append(self, raw: bytes, after: int) -> int:
         check_size(raw)
-        headers = {"Nats-Expected-Last-Sequence": str(after), "Nats-Expected-Stream": self._stream}
+        headers = {_EXPECTED_LAST: str(after), _EXPECTED_STREAM: self._stream}
         patience_s = APPEND_S + len(raw) / SLOWEST
         async with self._asking(patience_s) as (client, _):
             reply = await client.request(

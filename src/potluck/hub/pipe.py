@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from potluck.errors import PotluckError
 from potluck.hub.admission import CHUNK_BYTES
@@ -14,15 +16,22 @@ CLOSE_S = 1.0
 
 async def join(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
     """Carry bytes until one side ends; returns which, in words. The socket is closed then."""
-    ways = [asyncio.create_task(_inward(stream, writer)), asyncio.create_task(_outward(reader, stream))]
     try:
-        done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        return await until_one_ends(_inward(stream, writer), _outward(reader, stream))
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
         await close(writer)
-    return "; ".join(way.result() for way in done)
+
+
+async def until_one_ends(*ways: Coroutine[Any, Any, str]) -> str:
+    """Let all of them go on until one ends, and end the others; returns what it returned."""
+    tasks = [asyncio.create_task(way) for way in ways]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return "; ".join(task.result() for task in done)
 
 
 async def close(writer: asyncio.StreamWriter) -> None:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from potluck.errors import Refused, StoreError, UsageError
 from potluck.hub.admission import WRONG_SECRET_S, Attached, Denied, opening
+from potluck.hub.behind import Behind
 from potluck.hub.between import judge_enlist, judge_hub, kind_of, seek_seat, token_text
 from potluck.hub.book import Book, newcomer
 from potluck.hub.door import Door
@@ -24,7 +25,9 @@ from potluck.hub.engine import Engine
 from potluck.hub.gossip import Gossip
 from potluck.hub.nats_ledger import stream_name
 from potluck.hub.seats import seat_of
-from potluck.hub.state import CLUSTER, LOCK, HubState, Secret, write_private
+from potluck.hub.site import Nats, choose
+from potluck.hub.site_engine import SiteEngine
+from potluck.hub.state import CLUSTER, LOCK, SITE, SOLO, HubState, Secret, write_private
 from potluck.identity import Identity
 from potluck.net.addresses import parse_address
 from potluck.net.tls import MAX_ADDRESSES, TlsTransport
@@ -65,6 +68,7 @@ class Hub:
         run: the run's name; by default that of last time, or a new one.
         advertise: addresses at which peers reach the hub besides its own, say a forwarded port.
         enlistment: to help another hub instead of beginning a run; looked at on a new directory only.
+        nats: the site's own NATS, where the run's ledger is instead of here; by default that of last time.
     """
 
     def __init__(
@@ -76,16 +80,19 @@ class Hub:
         run: str = "",
         advertise: tuple[str, ...] = (),
         enlistment: Enlistment | None = None,
+        nats: Nats | None = None,
     ) -> None:
         self.addresses: Sequence[str] = ()
-        self._directory = directory
+        self.directory = directory
         self._listen_at = (host, port)
         self._wanted_run = run
         self._advertise = advertise
         self._enlistment = enlistment
+        self.nats = nats
+        """The site's NATS that has the ledger, once up; ``None`` if the run's hubs have it themselves."""
         self._identity: Identity
         self._book: Book
-        self._engine: Engine
+        self._engine: Behind
         self._door: Door
         self._gossip: Gossip
         self._up = contextlib.AsyncExitStack()
@@ -124,6 +131,7 @@ class Hub:
                 listened on, or there is no nats-server.
             StoreError: the directory is damaged or can't be written.
             LedgerUnavailable: nats-server does not start.
+            Unreachable, EnvironmentProblem: the site's NATS is away or won't do, and why.
             InviteError, Refused, Unreachable: there is no seat for it, and why.
         """
         try:
@@ -181,20 +189,25 @@ class Hub:
 
     async def _start(self) -> None:
         self._lock()
-        self._identity = Identity.load_or_create(self._directory / "key.pem")
+        self._identity = Identity.load_or_create(self.directory / "key.pem")
         state = await self._recall()
-        path = self._directory / AUTHORITY_FILE
+        path = self.directory / AUTHORITY_FILE
         authority = Identity.load_or_create(path) if path.exists() else self._identity
-        self._book = Book(self._directory, state, self.peer, authority)
+        self._book = Book(self.directory, state, self.peer, authority)
         self._door = Door(self._book, lambda: self._engine.target)
-        self._engine = Engine(self._directory, self.peer, self._book, self._door.detach_all)
+        if self.nats is not None:
+            self._engine = SiteEngine(self.nats, self._book)
+        else:
+            self._engine = Engine(self.directory, self.peer, self._book, self._door.detach_all)
         self._gossip = Gossip(self._book)
         self._up.push_async_callback(self._engine.stop)
         await self._engine.prepare()
+        if self.nats is not None:
+            self.nats.save(self.directory)  # not before it has proved to be the one
         await self._listen()
 
     def _lock(self) -> None:
-        directory = self._directory
+        directory = self.directory
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = FileLock(directory / LOCK, mode=0o600, thread_local=False)
@@ -208,23 +221,26 @@ class Hub:
         self._up.callback(lock.release)
 
     async def _recall(self) -> HubState:
-        state = HubState.load(self._directory)
+        state = HubState.load(self.directory)
         token = self._enlistment.token if self._enlistment else None
         wanted = token.run if token else self._wanted_run
         if state is not None and wanted not in ("", state.run):
             raise UsageError(
-                f"{self._directory} is the hub of the run {state.run!r}, not of {wanted!r}: "
+                f"{self.directory} is the hub of the run {state.run!r}, not of {wanted!r}: "
                 "use another directory"
             )
+        is_sites = None if state is None else state.engine == SITE
         if state is None and self._enlistment is not None:
             state = await self._enlist_at(self._enlistment)
-        elif state is None:
+            is_sites = state.engine == SITE
+        self.nats = choose(self.directory, self.nats, is_sites=is_sites)
+        if state is None:
             run = wanted or secrets.token_hex(6)
             stream_name(run)  # says so when it won't do
-            state = HubState(run, secrets.token_urlsafe(32))
+            state = HubState(run, secrets.token_urlsafe(32), engine=SITE if self.nats else SOLO)
         if not state.cluster_password:
             state = msgspec.structs.replace(state, cluster_password=secrets.token_urlsafe(32))
-        state.save(self._directory)
+        state.save(self.directory)
         return state
 
     async def _enlist_at(self, how: Enlistment) -> HubState:
@@ -235,7 +251,7 @@ class Hub:
             enlisted = await seek_seat(stream, how.token, self.peer, how.seat)
         finally:
             await stranger.close()
-        write_private(self._directory / AUTHORITY_FILE, enlisted.authority)
+        write_private(self.directory / AUTHORITY_FILE, enlisted.authority)
         return newcomer(how.token.run, enlisted)
 
     async def _listen(self) -> None:
@@ -269,7 +285,7 @@ class Hub:
             )
         book.update(port=got)
         book.sit(self._own_addresses())
-        write_private(self._directory / TOKEN_FILE, token_text(self.token()).encode() + b"\n")
+        write_private(self.directory / TOKEN_FILE, token_text(self.token()).encode() + b"\n")
         self._gossip.start(transport)
         self._up.push_async_callback(self._gossip.stop)
 
@@ -316,15 +332,7 @@ class Hub:
 
 
 async def serve(
-    directory: Path,
-    *,
-    host: str,
-    port: int,
-    ready: Callable[[Hub], None],
-    until_idle_s: float | None,
-    stop: asyncio.Event,
-    run: str = "",
-    enlistment: Enlistment | None = None,
+    hub: Hub, *, ready: Callable[[Hub], None], until_idle_s: float | None, stop: asyncio.Event
 ) -> None:
     """A hub from start to end: ``ready`` gets it when it is up; it ends when ``stop`` is set, or when no peer
     has been attached for ``until_idle_s`` seconds.
@@ -332,7 +340,7 @@ async def serve(
     Raises:
         UsageError: another hub was given this one's seat; and what entering ``Hub`` raises.
     """
-    async with Hub(directory, host=host, port=port, run=run, enlistment=enlistment) as hub:
+    async with hub:
         ready(hub)
         watch = asyncio.create_task(_say_when_whole(hub))
         replaced = asyncio.create_task(hub.replaced())
@@ -343,8 +351,8 @@ async def serve(
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if replaced in done:
                 raise UsageError(
-                    f"another hub has seat {hub.seat} of run {hub.run} now: remove {directory}, and add it "
-                    "again if the run has lost another one"
+                    f"another hub has seat {hub.seat} of run {hub.run} now: remove {hub.directory}, and add "
+                    "it again if the run has lost another one"
                 )
         finally:
             for end in (*ends, watch):

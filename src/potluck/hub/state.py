@@ -22,8 +22,10 @@ FORGET_S = 30 * 86_400.0
 
 LOCK = "hub.lock"
 """The file that is locked by the hub that works in a directory."""
-SOLO, CLUSTER = 1, 2
-"""The engines of a run: one nats-server at its first hub, then three that keep one ledger."""
+SOLO, CLUSTER, SITE = 1, 2, 3
+"""The engines of a run: one nats-server at its first hub, then three that keep one ledger; or its site's own
+NATS, from beginning to end.
+"""
 
 _NAME = "hub.json"
 
@@ -45,7 +47,8 @@ class HubState(Struct, frozen=True):
 
     What a hub has in common with others: ``tokens`` are secrets that let a machine become a hub,
     ``cluster_password`` is that of their nats-servers, ``seat`` our own of ``seats``, ``engine`` the ledger
-    in force (``SOLO`` or ``CLUSTER``) as far as is known here.
+    in force (``SOLO``, ``CLUSTER`` or ``SITE``) as far as is known here; ``made`` whether it was made at the
+    site once, and so must be there.
     """
 
     run: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -57,6 +60,7 @@ class HubState(Struct, frozen=True):
     seat: Annotated[int, Meta(ge=1, le=SEATS)] = 1
     seats: Seats = ()
     engine: Count = SOLO
+    made: bool = False
 
     def with_secret(self, secret: Secret, now: float) -> HubState:
         """This and one more secret, without those long expired."""
