@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from potluck.protocol.effects import (
     Combine,
@@ -72,7 +73,7 @@ class Exchange:
         self.groups = open_.groups
         self.me = me
         self.index = open_.index(me)
-        self._places = {member.peer: index for index, member in enumerate(self.members)}
+        self._places = _places(self.members)
         self._reducers = open_.reducers
         self.grace_s = open_.grace_s
         self._parts = [Part(due_since=now) for _ in open_.reducers]
@@ -422,6 +423,12 @@ class Exchange:
         if progress is None or not self._speaks(progress):
             return progress is not None and progress.round >= self.round
         return any(held.digest == digest for held in progress.held)
+
+
+@lru_cache(2)
+def _places(members: tuple[Member, ...]) -> dict[str, int]:
+    """Index of each member, by its key."""
+    return {member.peer: index for index, member in enumerate(members)}
 
 
 def _give(part: Part, index: int, weight: float) -> None:
