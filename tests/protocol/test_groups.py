@@ -7,9 +7,12 @@ gathered by 4 and 5, and by 3 if the reducer is of another group.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from potluck.protocol.effects import (
     Combine,
@@ -615,3 +618,81 @@ def test_a_round_counts_all_that_live_once_and_everybody_gets_every_result(
     assert sent == len(reducers) * (len(living) - 1), "each but the reducer sends on one thing once"
     assert len(only(done, SendPartial)) <= len(reducers) * (groups - 1)
     assert len(only(done, SendResult)) <= len(reducers) * (len(living) + size // groups)
+
+
+# -- whatever happens --------------------------------------------------------------------------------
+
+
+class Nine:
+    """Nine members, what lies at each, and what gets lost between them. Who reduces sees everybody."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.calm = False
+        self.ledger = [round_of((0, 4))]
+        self.seen = [0] * 9
+        self.members = [Exchange(self.ledger[0], member(n), 0.0) for n in EVERYONE]
+        self.combined: dict[tuple[int, int, int], frozenset[int]] = {}
+        self.taken: dict[tuple[int, int, int], frozenset[int]] = {}
+
+    def chance(self) -> bool:
+        return not self.calm and self.random.random() < 0.25
+
+    def step(self, now: float) -> None:
+        if self.chance():
+            self.ledger.append(round_of((self.random.randrange(9), self.random.randrange(9))))
+        for n, ex in enumerate(self.members):
+            if self.seen[n] < len(self.ledger) - 1 and not self.chance():
+                self.seen[n] = len(self.ledger) - 1
+                ex.follow(self.ledger[-1], now)
+            gone = [m for m in EVERYONE if m != n and not ex.reduces_any and self.chance()]
+            for effect in ex.poll(present(*(m for m in EVERYONE if m not in gone), at=now), now):
+                self.happen(n, effect, now)
+
+    def happen(self, n: int, effect: Effect, now: float) -> None:
+        """It arrives unless it is lost, and then the answer may be lost."""
+        ex, lost, silence = self.members[n], self.chance(), self.chance()
+        match effect:
+            case Cut():
+                ex.cut_done(10.0)
+            case SendContribution(part=part, to=to):
+                answer = SOON if lost else self.members[int(to, 16)].contributed(part, member(n), 10.0)
+                answer = SOON if silence else answer
+                ex.sent(part, to, None, answer.ok, answer.retry, now)
+            case Combine(part=part, contributors=some):
+                self.combined[n, part, some[0]] = frozenset(some)
+                ex.combined(part, some)
+            case SendPartial(part=part, lead=lead, to=to):
+                assert lead is not None
+                some = tuple(sorted(self.combined[n, part, lead]))
+                weights = dict.fromkeys(some, 10.0)
+                target = self.members[int(to, 16)]
+                answer = SOON if lost else target.partial(part, member(n), weights, effect.abstained)
+                if answer.ok:
+                    self.taken[int(to, 16), part, lead] = frozenset(some)
+                ex.partial_sent(part, lead, to, SOON if silence else answer, now)
+            case Reduce(part=part, contributors=given, partials=leads):
+                everybody = [*given, *(i for lead in leads for i in self.taken[n, part, lead])]
+                assert sorted(everybody) == list(EVERYONE), "each once"
+                ex.reduced(part, result(part, *((i, 10.0) for i in EVERYONE)))
+            case SendResult(part=part, digest=name, to=to):
+                if not lost:
+                    self.members[int(to, 16)].result(ex.known[name])
+                ex.sent(part, to, name, not (lost or silence), lost or silence, now)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_each_counts_once_whoever_gathers_and_reduces_and_whatever_is_lost(seed: int) -> None:
+    """Members are taken for dead by some and not by others, parts change hands, messages and answers are
+    lost; and then all is well, and everybody gets a result with everybody in it.
+    """
+    nine = Nine(seed)
+    for tick in range(6):
+        nine.step(0.3 * tick)
+    nine.calm = True
+    for tick in range(12):
+        nine.step(1.8 + 0.5 * tick)
+    everyone = tuple((n, 10.0) for n in EVERYONE)
+    for ex in nine.members:
+        assert {info.part: info.contributors for info in ex.held} == {0: everyone, 1: everyone}
