@@ -188,6 +188,17 @@ def test_the_run_ends_at_its_goal(rules: Rules, reason: str) -> None:
     assert not isinstance(decided(view_of(genesis()), swarm, rules=rules).body, Finish)
 
 
+@pytest.mark.parametrize(("peers", "flat", "groups"), [(9, 9, 1), (9, 3, 3), (32, 32, 1), (33, 32, 6)])
+def test_a_round_of_many_members_has_groups(peers: int, flat: int, groups: int) -> None:
+    swarm, rules = heard(*(says(n) for n in range(peers))), Rules(200, 3.0, 0, 0, 1000, flat)
+    opens = decided(view_of(genesis()), swarm, rules=rules)
+    assert isinstance(opens.body, Open)
+    assert (len(opens.body.members), opens.body.groups) == (peers, groups)
+    view = view_of(genesis(), opens.body)
+    assert view.open is not None
+    assert view.open.groups == groups
+
+
 # -- commit ------------------------------------------------------------------------------------------
 
 
