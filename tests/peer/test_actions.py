@@ -137,8 +137,9 @@ async def test_that_nobody_of_a_group_gives_anything_goes_without_bytes(made: Pe
 async def test_who_sent_garbage_to_who_gathers_is_named(made: Peer) -> None:
     made.give(1)
     made.state.take(1, 0, 0, 7, Contribution(17.0, b"garbage"))
-    await made.carry_out(Combine(1, 0, 0, (1, 7)))
     assert made.core.exchange is not None
+    made.core.exchange._parts[0].gathering.begin((1, 7))
+    await made.carry_out(Combine(1, 0, 0, (1, 7)))
     assert made.core.exchange._parts[0].abstained == {7}
     found = made.state.partial(1, 0, 0, 1)
     assert found is not None

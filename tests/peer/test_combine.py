@@ -227,7 +227,6 @@ def test_the_size_of_a_mean_is_exact() -> None:
     assert state.partial_size(PARTS) is None
 
 
-@pytest.mark.xfail(strict=True, reason="the mean refuses weights over MAX_WEIGHT, and a group may have more")
 def test_a_group_of_which_two_claim_all_tokens_there_can_be_is_reduced() -> None:
     state = founded()
     raw = state._codec.encode(values(1, SIZE))
@@ -240,7 +239,6 @@ def test_a_group_of_which_two_claim_all_tokens_there_can_be_is_reduced() -> None
     assert fault(info, 6) is None
 
 
-@pytest.mark.xfail(strict=True, reason="a partial's block counts are not held against its contributors")
 def test_what_a_mean_says_of_blocks_counts_for_its_own_members_only() -> None:
     state = founded()
     given_to(state, 0, blocks=1)

@@ -24,7 +24,7 @@ def gathered(*members: int) -> Gathering:
 
 def combine(gathering: Gathering, members: Iterable[int]) -> None:
     gathering.begin(members)
-    gathering.combined(members)
+    gathering.combined(members, ())
 
 
 def silent(*members: int) -> frozenset[int]:
@@ -55,7 +55,7 @@ def test_what_is_in_a_partial_is_not_combined_again() -> None:
     gathering.begin([2, 5])
     assert gathering.combining
     assert gathering.fresh([2, 5, 8]) == {8}
-    gathering.combined([2, 5])
+    gathering.combined([2, 5], [])
     assert not gathering.combining
     assert gathering.fresh([2, 5, 8]) == {8}
 
@@ -64,7 +64,7 @@ def test_a_partial_of_nobody_is_none() -> None:
     """All that was combined was garbage."""
     gathering = Gathering()
     gathering.begin([2, 5])
-    gathering.combined([])
+    gathering.combined([], [2, 5])
     assert not gathering.combining
     assert gathering.partials == {}
     assert gathering.due(NOBODY, 0.0) == []
@@ -73,8 +73,8 @@ def test_a_partial_of_nobody_is_none() -> None:
 def test_who_sent_garbage_is_not_combined_again() -> None:
     gathering = Gathering()
     gathering.begin([2, 5])
-    gathering.combined([5])
-    assert gathering.fresh([2, 5]) == set()
+    gathering.combined([5], [2])
+    assert gathering.fresh([5]) == set()
     assert gathering.partials[5].contributors == {5}
 
 

@@ -250,7 +250,6 @@ def _left_out(place: int, world_: World, grid_s: float, bound_s: float) -> Itera
             yield f"death at {at_s:.1f} s: committed {took_s:.1f} s later, without {missing}"
 
 
-@pytest.mark.xfail(strict=True, reason="a reducer's patience ends as who gathers is first taken for dead")
 def test_after_the_death_of_any_one_peer_the_next_round_of_groups_has_every_survivor() -> None:
     """The group finds another that gathers for it, and the reducer waits for that."""
     assert [said for place in range(9) for said in _left_out(place, GROUPS, 0.7, 20.0)] == []

@@ -180,7 +180,6 @@ def test_those_that_were_there_before_the_hub_get_as_long_as_they_said_to_be_hea
     assert names(swarm, 50.0 + EXPIRY_S) == ["peer1"]
 
 
-@pytest.mark.xfail(strict=True, reason="the time before the echo is taken by what it says of the next")
 @pytest.mark.parametrize(("before_s", "after_s", "there"), [(1.0, 2.0, True), (2.0, 1.0, False)])
 def test_where_time_stood_still_depends_on_what_was_said_before_and_not_on_what_is_said_now(
     before_s: float, after_s: float, there: bool

@@ -13,7 +13,14 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from potluck.errors import CorruptData, LedgerConflict, LedgerUnavailable, PotluckError, StoreError
+from potluck.errors import (
+    CorruptData,
+    LedgerConflict,
+    LedgerUnavailable,
+    PotluckError,
+    ProtocolError,
+    StoreError,
+)
 from potluck.hub.ledger import Ledger
 from potluck.peer.dataplane import Carry, Vector
 from potluck.peer.handover import CutRequest, Handover
@@ -109,8 +116,7 @@ class Actions:
                 self.handover.revoked()
                 self._spawn(self._abandon())
             case Append():
-                raw = self._chain.next(self.core.me.peer, effect.body)
-                self._spawn(self._append(raw, self._chain.sequence))
+                self._start_append(effect)
             case SendContribution():
                 self._spawn(self._send_contribution(effect))
             case SendPartial():
@@ -173,6 +179,14 @@ class Actions:
         self._changed()
 
     # -- the ledger ------------------------------------------------------------------------------
+
+    def _start_append(self, effect: Append) -> None:
+        try:
+            raw = self._chain.next(self.core.me.peer, effect.body)
+        except ProtocolError as error:
+            self.core.appended(False, str(error))
+        else:
+            self._spawn(self._append(raw, self._chain.sequence))
 
     async def _append(self, raw: bytes, after: int) -> None:
         try:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -264,12 +263,9 @@ class Node:
                 await self.hub.ledger.changed(0.5)
 
     async def _beat(self) -> None:
-        said = -math.inf
         while True:
-            now = self._now()
-            if now >= said + self.core.every_s(now) - BEAT_S / 2:
+            if self.core.beats(self._now()):
                 self.announce()
-                said = now
             await asyncio.sleep(BEAT_S)
 
     async def _drive(self) -> None:

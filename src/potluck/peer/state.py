@@ -119,7 +119,9 @@ class PeerState:
     def take_partial(self, round_: int, attempt: int, part: int, partial: Partial) -> None:
         """Keep what was combined, here or elsewhere, until its part is reduced."""
         lead, _ = partial.contributors[0]
-        self._partials[round_, attempt, part, lead] = partial
+        inside = {index for index, _ in partial.contributors}
+        blocks = tuple((index, count) for index, count in partial.blocks if index in inside)
+        self._partials[round_, attempt, part, lead] = partial._replace(blocks=blocks)
 
     def partial(self, round_: int, attempt: int, part: int, lead: int) -> Partial | None:
         """What was combined, by its first contributor, while it is kept."""
@@ -181,8 +183,9 @@ class PeerState:
 
     def _decided(self, round_: int) -> None:
         """Contributions up to this round are not needed any more."""
-        self._inbox = {key: one for key, one in self._inbox.items() if key[0] > round_}
-        self._partials = {key: one for key, one in self._partials.items() if key[0] > round_}
+        for kept in (self._inbox, self._partials):
+            for key in [key for key in list(kept) if key[0] <= round_]:
+                kept.pop(key, None)
 
     # -- the state -------------------------------------------------------------------------------
 

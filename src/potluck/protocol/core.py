@@ -6,6 +6,8 @@ what is known. And everything asked for is asked again until it is answered or n
 
 from __future__ import annotations
 
+import math
+
 from msgspec.structs import replace
 
 from potluck.protocol.catchup import NO_STATE, Catchup, chunks
@@ -26,7 +28,7 @@ from potluck.protocol.leasing import Granted, lease_out
 from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, subject
 from potluck.protocol.swarm import Swarm
-from potluck.protocol.turn import Turn
+from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
 from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial
 from potluck.wire.records import (
@@ -88,11 +90,10 @@ class PeerCore:
         self._every = snapshot_every
         self._retention = Retention(keep_snapshots)
         self._own: dict[int, tuple[str, Snapshot]] = {}
-        self._named: set[str] = set()
-        self._news = False
         self._sweep = False
         self._parts_from = 0
         self._beat = 0
+        self._said = -math.inf, 1.0
         self._caught_up = False
         self._times = Times(0.0, 0.0)
         self._grants = Granted(0.0, {})
@@ -105,7 +106,8 @@ class PeerCore:
     def followed(self, entry: Entry, now: float) -> None:
         """A record of the ledger, in order."""
         skipped = self.view.follow(entry)
-        self._turn.followed()
+        if not skipped or entry.record.author != self.me.peer:
+            self._turn.followed()  # of what all skip the next is no better: ours must not come at once
         body = entry.record.body
         if skipped:
             self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}")
@@ -120,7 +122,6 @@ class PeerCore:
             self._note(f"round {body.round}: {body.reason}")
         elif isinstance(body, Commit):
             self._spread_on(body, now)
-            self._named.update(info.digest for info in body.parts)
             self._retention.committed(body)
             self._times = Times(now, now)
             if self.me in self.view.moved:
@@ -139,7 +140,8 @@ class PeerCore:
         self._times = Times(self._times.committed, now)
         self._note(f"round {body.round} opened: {body.reason}")
         self.exchange, self._spreading = Exchange(self.view.open, self.me, now), None
-        self._news |= self.exchange.index is not None
+        self._patient_until = 0.0
+        self._retention.at_head |= self.exchange.index is not None
         at_base = self.catchup.round == body.round - 1
         if at_base and self.catchup.state != body.base:
             self._note(
@@ -177,28 +179,18 @@ class PeerCore:
         oldest = min(self.view.snapshots)
         self._parts_from = max(self._parts_from, oldest + 1)
         self._own = {r: own for r, own in self._own.items() if r >= oldest}
-        self._named.update(d for d, _ in chunks(body.files))
         self._retention.recorded(body, self.catchup.have)
         self._sweep = True
         self._note(f"snapshot of round {body.round} recorded: {body.reason}")
 
     def _drop(self) -> Drop:
-        """What nobody will ask for any more, now that a newer snapshot is recorded.
-
-        A peer that comes back reads history first, and its disk has content that only later records name. So
-        until an open names this life, only what the records so far named and were done with is dropped.
-        """
-        keep = self._retention.keep()
-        keep |= {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
+        """What nobody will ask for any more, now that a newer snapshot is recorded."""
+        keep = {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
         if self.exchange is not None:
             keep |= self.exchange.known.keys()
         if self.view.genesis is not None:
             keep |= {d for d, _ in chunks(self.view.genesis.assets)}
-        have = self.catchup.have
-        dropped = frozenset((have if self._news else have & self._named) - keep)
-        have -= dropped
-        self._named &= keep
-        return Drop(dropped)
+        return Drop(self._retention.drop(self.catchup.have, keep))
 
     def appended(self, ok: bool, reason: str) -> None:
         """An append was answered. Either way the next record to follow tells what became of it."""
@@ -235,6 +227,7 @@ class PeerCore:
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)
+        self._said = now, progress.every_s
         if self._beat == 1:
             self.swarm.echo(now, progress.every_s)
         return progress
@@ -244,6 +237,11 @@ class PeerCore:
         exchange = self.exchange
         awaited = exchange is not None and exchange.groups > 1 and exchange.reduces_any
         return 1.0 if awaited else self.swarm.every_s(now)
+
+    def beats(self, now: float) -> bool:
+        """Whether our next announcement is due, as we said with the last one, or sooner if we are awaited."""
+        said_at, promised_s = self._said
+        return now >= said_at + min(promised_s, self.every_s(now)) - 0.5
 
     def _say(self, vital: bool = False) -> None:
         """Announce something at once, or in a crowd at the next beat, unless others wait for it."""
@@ -277,8 +275,9 @@ class PeerCore:
 
     @property
     def may_leave(self) -> bool:
-        """Nobody waits for us: no round in flight has us as a member."""
-        return self.exchange is None or self.exchange.index is None
+        """Nobody waits for us: no round in flight has us as a member, and nobody is to get its results."""
+        owes = self._spreading is not None and self._spreading.owes
+        return (self.exchange is None or self.exchange.index is None) and not owes
 
     def _snapshots_held(self) -> dict[int, str]:
         held = {r: digest for r, (digest, _) in self._own.items()}
@@ -299,10 +298,6 @@ class PeerCore:
             assert self.exchange is not None
             self.exchange.cut_done(weight)
 
-    def offered(self, push: PushContribution, member: Member) -> Answer:
-        """Whether a contribution is welcome, before its bytes are taken."""
-        return self._routed(push) or self._exchange().offered(push.part, member)
-
     def contributed(self, push: PushContribution, member: Member) -> Answer:
         """A contribution is here."""
         return self._routed(push) or self._exchange().contributed(push.part, member, push.weight)
@@ -310,6 +305,8 @@ class PeerCore:
     def partial(self, push: PushPartial, member: Member) -> Answer:
         """A partial is here."""
         weights = dict(push.contributors)
+        if len(weights) < len(push.contributors):
+            return Answer(False, f"round {push.round} part {push.part}: a member is named twice")
         return self._routed(push) or self._exchange().partial(push.part, member, weights, push.abstained)
 
     def combined(
@@ -372,13 +369,16 @@ class PeerCore:
             self._say(self._exchange().vouches(info.part, self.swarm, now))
         elif spreading is not None and (spreading.round, spreading.attempt) == (round_, attempt):
             commit = self.view.commits.get(round_)
-            if commit is not None and info.digest == commit.parts[info.part].digest:
+            if commit is not None and info.digest in {part.digest for part in commit.parts}:
                 spreading.result(info)
 
     def sent(
         self, round_: int, attempt: int, part: int, to: str, digest: str | None, answer: Answer, now: float
     ) -> None:
         """A contribution (``digest`` None) or result was delivered, refused, or failed (retry)."""
+        spreading = self._spreading
+        if spreading is not None and (spreading.round, spreading.attempt) == (round_, attempt):
+            spreading.sent(part, to, digest, answer.ok, answer.retry, now)
         if self._in(round_, attempt):
             self._exchange().sent(part, to, digest, answer.ok, answer.retry, now)
             if not answer.ok and not answer.retry:
@@ -444,7 +444,8 @@ class PeerCore:
             self._sweep = False
             self._queue.append(self._drop())
         if self.exchange is not None:
-            effects += self.exchange.poll(self.swarm, now)
+            rank = self._rank(now)
+            effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE)
         elif self._spreading is not None:
             effects += self._spreading.spread(self.swarm, now)
         effects += self._govern(now)

@@ -16,6 +16,7 @@ class Errand:
     done: bool = False
     retry_at: float = 0.0
     tries: int = 0
+    failures: int = 0
 
     def due(self, now: float) -> bool:
         """Whether it is to be begun now."""
@@ -24,3 +25,4 @@ class Errand:
     def ended(self, done: bool, now: float) -> None:
         """It came to an end; if that is not the one that was wanted, it is tried again."""
         self.flying, self.done, self.retry_at = False, done, now + RETRY_S
+        self.failures += not done

@@ -39,6 +39,9 @@ PUSH_S = 1.0
 LOOK_S = 0.5
 """How often one looks for results that others hold, in seconds."""
 
+TRIES = 2
+"""After so many failures another one of a group is asked."""
+
 
 @dataclass
 class Part:
@@ -112,6 +115,8 @@ class Exchange:
         """Whether it should be known at once that we hold a part's result, for two holders make it safe: its
         reducer does, and who spreads it in the next group.
         """
+        if part >= len(self._parts):
+            return False
         if self.index is None or self.groups == 1 or self.reduces(part):
             return True
         group = (self._reducers[part] + 1) % self.groups
@@ -191,8 +196,8 @@ class Exchange:
     def combined(self, part: int, contributors: tuple[int, ...], refused: tuple[int, ...] = ()) -> None:
         """A partial is made; ``refused`` members sent garbage."""
         state = self._parts[part]
-        self._refuse(state, refused)
-        state.gathering.combined(contributors)
+        if state.gathering.combined(contributors, refused):
+            self._refuse(state, refused)
 
     def partial_sent(self, part: int, lead: int | None, to: str, answer: Answer, now: float) -> None:
         """A partial was taken, refused, or is to be sent again; what an earlier reducer says is past."""
@@ -204,7 +209,7 @@ class Exchange:
         state = self._parts[part]
         state.reducing = False
         self._refuse(state, refused)
-        if info is not None:
+        if info is not None and fault(info, len(self.members)) is None:
             state.reduced = True
             state.results[info.digest] = info
 
@@ -221,10 +226,7 @@ class Exchange:
 
     def sent(self, part: int, to: str, digest: str | None, ok: bool, retry: bool, now: float) -> None:
         """A send ended: taken, refused for good, or (``retry``) to be tried again."""
-        target = self._places[to]
-        errand = (
-            self._sends.get((part, target)) if digest is None else self._pushes.get((part, digest, target))
-        )
+        errand = self._errand(part, digest, self._places[to])
         if errand is not None:
             errand.ended(ok or not retry, now)
 
@@ -243,14 +245,19 @@ class Exchange:
             state = self._parts[info.part]
             state.results = {d: known for d, known in state.results.items() if d == info.digest}
 
+    @property
+    def owes(self) -> bool:
+        """Whether somebody was to get a result from us, and has not got it yet."""
+        return any(not errand.done for errand in self._pushes.values())
+
     def fetches(self, digest: str) -> bool:
         """Whether this content is being fetched as a result."""
         return digest in self._fetches
 
     # -- what to do ------------------------------------------------------------------------------
 
-    def poll(self, swarm: Swarm, now: float) -> list[Effect]:
-        """Everything that is due."""
+    def poll(self, swarm: Swarm, now: float, decides: bool = False) -> list[Effect]:
+        """Everything that is due. Who ``decides`` as steward needs all results, whoever has them."""
         effects: list[Effect] = []
         if self.index is not None:
             if self._cut.due(now):
@@ -262,7 +269,7 @@ class Exchange:
                     effects += self._gather(part, swarm, now)
                     effects += self._reduce(part, swarm, now)
         effects += self.spread(swarm, now)
-        effects += self._fetch(swarm, now)
+        effects += self._fetch(swarm, now, decides)
         return effects
 
     def _contribute(self, part: int, swarm: Swarm, now: float) -> list[Effect]:
@@ -328,21 +335,25 @@ class Exchange:
 
     def spread(self, swarm: Swarm, now: float) -> list[Effect]:
         """Push results to those who live and don't say that they have them, also after the commit."""
-        effects: list[Effect] = []
-        for part, state in enumerate(self._parts):
-            for digest in sorted(state.results):
-                for index in self._audience(part, state, swarm, now):
-                    errand = self._pushes.setdefault((part, digest, index), Errand())
-                    member = self.members[index]
-                    if errand.due(now) and swarm.lives(member, now):
-                        if self._has(swarm.last(member.peer), digest):
-                            errand.done = True
-                            continue
-                        errand.flying = True
-                        effects.append(SendResult(self.round, self.attempt, part, digest, member.peer))
-        return effects
+        return [
+            effect
+            for part, state in enumerate(self._parts)
+            for digest in sorted(state.results)
+            for index in self._audience(part, state, digest, swarm, now)
+            for effect in self._push(part, digest, index, swarm, now)
+        ]
 
-    def _audience(self, part: int, state: Part, swarm: Swarm, now: float) -> Iterator[int]:
+    def _push(self, part: int, digest: str, index: int, swarm: Swarm, now: float) -> list[Effect]:
+        errand, member = self._pushes.setdefault((part, digest, index), Errand()), self.members[index]
+        if not errand.due(now) or not swarm.lives(member, now):
+            return []
+        if self._has(swarm.last(member.peer), digest):
+            errand.done = True
+            return []
+        errand.flying = True
+        return [SendResult(self.round, self.attempt, part, digest, member.peer)]
+
+    def _audience(self, part: int, state: Part, digest: str, swarm: Swarm, now: float) -> Iterator[int]:
         """Whom we push a part's result to: a reducer its group (the whole round, if that has no groups) and
         one of each other group, and that one its own group.
         """
@@ -352,19 +363,27 @@ class Exchange:
         if state.reduced:
             yield from (i for i in self._group(own) if i != self.index)
             for group in range(self.groups):
-                acting = self._acting(part, group, swarm, now) if group != own else None
+                acting = self._acting(part, group, swarm, now, digest) if group != own else None
                 if acting is not None:
                     yield acting
-        elif self.groups > 1 and self._acting(part, own, swarm, now) == self.index:
+        elif self.groups > 1 and self._serves(part, own, swarm, now):
             yield from (i for i in self._group(own) if i != self.index)
 
-    def _fetch(self, swarm: Swarm, now: float) -> list[Effect]:
-        """A member fetches what others hold and no push brought; after a failure from the next holder."""
-        if self.index is None or now < self._look_at or all(part.results for part in self._parts):
+    def _serves(self, part: int, own: int, swarm: Swarm, now: float) -> bool:
+        """Whether our group gets a part's result from us, and not from its reducer that is one of it."""
+        reducer = self._reducers[part]
+        if reducer % self.groups == own and swarm.lives(self.members[reducer], now):
+            return False
+        return self._acting(part, own, swarm, now) == self.index
+
+    def _fetch(self, swarm: Swarm, now: float, decides: bool) -> list[Effect]:
+        """Fetch what others hold and no push brought; after a failure from the next holder."""
+        wanted = self.index is not None or decides
+        if not wanted or now < self._look_at or all(part.results for part in self._parts):
             return []
         self._look_at = now + (LOOK_S if self.groups > 1 else 0.0)
         offers: dict[str, list[tuple[Held, str]]] = {}
-        for progress in self._neighbours(swarm, now):
+        for progress in self._neighbours(swarm, now, decides):
             for held in progress.held:
                 if held.part < len(self._parts) and held.digest not in self._parts[held.part].results:
                     offers.setdefault(held.digest, []).append((held, progress.peer))
@@ -386,27 +405,41 @@ class Exchange:
     def _group(self, group: int) -> range:
         return range(group, len(self.members), self.groups)
 
-    def _acting(self, part: int, group: int, swarm: Swarm, now: float) -> int | None:
-        """Who gathers and spreads a part for a group."""
-        in_turn = ring(group, self.groups, len(self.members), part + self.round)
-        return next((i for i in in_turn if swarm.lives(self.members[i], now)), None)
+    def _acting(self, part: int, group: int, swarm: Swarm, now: float, digest: str | None = "") -> int | None:
+        """Who gathers and spreads a part for a group: the first that lives. Of those to whom our own
+        contribution (``digest`` None) or a result went in vain the next one.
+        """
+        first = None
+        for index in ring(group, self.groups, len(self.members), part + self.round):
+            if swarm.lives(self.members[index], now):
+                first = index if first is None else first
+                errand = self._errand(part, digest, index)
+                if errand is None or errand.failures < TRIES:
+                    return index
+        return first
+
+    def _errand(self, part: int, digest: str | None, index: int) -> Errand | None:
+        """What goes to a member: our contribution, if ``digest`` is None, or a result."""
+        return self._sends.get((part, index)) if digest is None else self._pushes.get((part, digest, index))
 
     def _target(self, part: int, swarm: Swarm, now: float) -> int | None:
         """To whom our own contribution goes."""
         assert self.index is not None
         reducer, own = self._reducers[part], self.index % self.groups
-        return reducer if reducer % self.groups == own else self._acting(part, own, swarm, now)
+        if reducer % self.groups == own:
+            return reducer
+        return self._acting(part, own, swarm, now, digest=None)
 
     def _gathers(self, part: int, index: int) -> bool:
         """Whether a member's contribution may come to us to be sent on."""
         own = (self.index or 0) % self.groups
         return self.index is not None and index % self.groups == own != self._reducers[part] % self.groups
 
-    def _neighbours(self, swarm: Swarm, now: float) -> Iterator[Progress]:
+    def _neighbours(self, swarm: Swarm, now: float, decides: bool) -> Iterator[Progress]:
         """Announcements of this attempt by those whom we may fetch from: in a large round our group and the
-        reducers, for all would else ask the few that have a result first.
+        reducers, for all would else ask the few that have a result first; a steward anybody.
         """
-        if self.groups == 1:
+        if self.groups == 1 or decides:
             yield from (p for p in swarm.alive(now) if self._speaks(p))
             return
         assert self.index is not None

@@ -26,7 +26,7 @@ class Gathering:
     """What became of a part's contributions of our group, as far as they came here."""
 
     def __init__(self) -> None:
-        self.combining = False
+        self._pending: frozenset[int] = frozenset()
         self.partials: dict[int, Partial] = {}
         """By lead, the first contributor."""
         self._on_the_way: set[int] = set()
@@ -37,16 +37,28 @@ class Gathering:
         """Those of some members that the reducer has not got and that no partial has."""
         return set(members) - self._on_the_way
 
+    @property
+    def combining(self) -> bool:
+        """Whether a partial is being made."""
+        return bool(self._pending)
+
     def begin(self, members: Iterable[int]) -> None:
         """These are being combined."""
-        self.combining = True
-        self._on_the_way.update(members)
+        self._pending = frozenset(members)
+        self._on_the_way |= self._pending
 
-    def combined(self, members: Iterable[int]) -> None:
-        """A partial of these members is here."""
-        self.combining = False
-        if contributors := frozenset(members):
+    def combined(self, members: Iterable[int], refused: Iterable[int]) -> bool:
+        """A partial of these members is here, without those whose can't be decoded; False if it is not
+        the one that was begun last: it was for another reducer then.
+        """
+        contributors, without = frozenset(members), frozenset(refused)
+        if contributors | without != self._pending:
+            return False
+        self._pending = frozenset()
+        self._on_the_way -= without
+        if contributors:
             self.partials[min(contributors)] = Partial(contributors)
+        return True
 
     def sent(self, lead: int | None, answer: Answer, now: float) -> None:
         """A partial was taken, refused for good, or is to be sent again. Some may be counted already by

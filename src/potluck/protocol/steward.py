@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from potluck.errors import ProtocolError
 from potluck.protocol.plan import FLAT, assign, groups_for, reassign
-from potluck.protocol.swarm import Swarm
+from potluck.protocol.swarm import EXPIRY_S, Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView
-from potluck.wire.codec import MAX_MESSAGE_BYTES
+from potluck.wire.codec import MAX_MESSAGE_BYTES, encode
 from potluck.wire.messages import Progress
 from potluck.wire.records import Body, Commit, Finish, Grant, Held, Member, Open, PartInfo, Reassign, Snapshot
 
@@ -173,7 +174,10 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
     uplinks = [p.uplink for p in ready if p.uplink > 0]
     transfer_s = 2 * rules.round_bytes / min(uplinks) if uplinks else 0.0
     steps_s = 2 * max(p.step_s if p.step_s > 0 else 0.0 for p in ready)
-    grace_s = rules.grace_s + min(steps_s, PATIENT_S) + min(transfer_s, PATIENT_S)
+    groups = groups_for(len(members), rules.flat)
+    # Of groups some may wait for one that acts for them and is dead.
+    death_s = EXPIRY_S if groups > 1 else 0.0
+    grace_s = rules.grace_s + min(steps_s, PATIENT_S) + min(transfer_s, PATIENT_S) + death_s
     return Open(
         round=view.round + 1,
         attempt=view.open.attempt + 1 if view.open else 0,
@@ -182,7 +186,7 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
         base=base,
         grace_s=round(grace_s, 2),
         reason=reason,
-        groups=groups_for(len(members), rules.flat),
+        groups=groups,
     )
 
 
@@ -211,11 +215,9 @@ def _conclude(
     need = min(2, max(1, len(live)))
     if all(count >= need for count, _ in results):
         infos = [known.get(held.digest) for _, held in results if held is not None]
-        if all(infos):
-            return _commit(open_, tuple(filter(None, infos)), need, swarm, now)
-        return Decision(
-            None, f"round {open_.round} is ready; {infos.count(None)} of its parts are not here yet"
-        )
+        decision = _commit(open_, tuple(filter(None, infos)), need, swarm, now) if all(infos) else None
+        if decision is not None:
+            return decision
     if not live:
         why = f"no member of round {open_.round} is left"
         return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
@@ -233,6 +235,10 @@ def _conclude(
     ]
     if orphans:
         return _replace(open_, orphans, swarm, now)
+    if all(count >= need for count, _ in results):
+        absent = sum(held is not None and held.digest not in known for _, held in results)
+        why = f"{absent} of its parts are not here yet" if absent else "no record can hold its commit"
+        return Decision(None, f"round {open_.round} is ready; {why}")
     lacking = [part for part, (count, _) in enumerate(results) if count < need]
     waits = sorted({swarm.name(open_.members[open_.reducers[part]]) for part in lacking})
     return Decision(
@@ -274,7 +280,10 @@ def _best(
     return best
 
 
-def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swarm, now: float) -> Decision:
+def _commit(
+    open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swarm, now: float
+) -> Decision | None:
+    """The commit of these results; None if it is too large for a record."""
     weights = {index: weight for info in infos for index, weight in info.contributors}
     losses = []
     for index, weight in sorted(weights.items()):
@@ -291,8 +300,11 @@ def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swa
         reason += f"; without {', '.join(lost)}"
     tokens = min(int(sum(weights.values())), MAX_WEIGHT)
     counted = tuple(sorted(blocks.items()))
-    body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000], counted)
-    return Decision(body.abridged(), reason)
+    body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000], counted).abridged()
+    try:
+        return Decision(body, reason) if len(encode(body)) < ROUND_BYTES else None
+    except ProtocolError:
+        return None
 
 
 def _replace(open_: OpenRound, orphans: Sequence[int], swarm: Swarm, now: float) -> Decision:

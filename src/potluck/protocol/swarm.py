@@ -73,7 +73,6 @@ class Swarm:
         others could not be heard.
         """
         gap = self.deaf(now)
-        self._own_s = every_s
         if gap:
             before = self._time(now)
             for heard in self._heard.values():
@@ -82,7 +81,7 @@ class Swarm:
             self._alive = None
         if self._first_echo is None:
             self._first_echo = now
-        self._echoed = now
+        self._echoed, self._own_s = now, every_s
         return gap
 
     def deaf(self, now: float) -> bool:
@@ -148,7 +147,7 @@ class Swarm:
         alive, line = self.alive(now), self._line
         if line is None or line[2] is not members or not (line[1] is alive or self._crowded(line[0], now)):
             inside = {member.peer for member in members}
-            there = [p.peer for p in alive if p.phase in ("training", "following")]
+            there = [p.peer for p in alive if _decides(p, p.peer in inside)]
             there.sort(key=lambda peer: peer not in inside)
             self._line = line = now, alive, members, {peer: place for place, peer in enumerate(there)}
         return line[3].get(peer)
@@ -169,3 +168,8 @@ class Swarm:
             return None
         counts = Counter(states)
         return max(states, key=lambda state: (counts[state], -states.index(state)))
+
+
+def _decides(progress: Progress, member: bool) -> bool:
+    """Whether a peer may act as steward; one that leaves sees the round through that it is a member of."""
+    return progress.phase in ("training", "following") or (member and progress.phase == "leaving")

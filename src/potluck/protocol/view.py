@@ -144,9 +144,11 @@ class RunView:
         assert self.genesis is not None
         if self.open is None or (body.round, body.attempt) != (self.open.round, self.open.attempt):
             return "its round is not open"
-        body = body.spelt_out()
         if [info.part for info in body.parts] != list(range(self.genesis.parts)):
             return "it does not name each part once, in order"
+        if len(body.weights) > len(self.open.members):
+            return "it has more weights than there are members"
+        body = body.spelt_out()
         # Parts that all contributed to share one tuple, which need be looked at only once.
         distinct = {id(info.contributors): info for info in body.parts}.values()
         unfit = next(filter(None, (fault(info, len(self.open.members)) for info in distinct)), None)
