@@ -23,7 +23,7 @@ from potluck.errors import (
 )
 from potluck.net.memory import MemoryNetwork
 from potluck.net.transport import DIAL_S, SILENCE_S, Handler, Stream, Transport
-from potluck.peer.links import HEADER_BYTES, REQUEST_S, SLOWEST, Desk, Links, Reply
+from potluck.peer.links import HEADER_BYTES, IDLE_S, REQUEST_S, SLOWEST, Desk, Links, Reply
 from potluck.testing.clock import run_virtual
 from potluck.wire.codec import WIRE, decode, digest, encode
 from potluck.wire.messages import (
@@ -715,3 +715,14 @@ def test_the_uplink_is_measured_with_large_requests_only() -> None:
             assert 0.3e6 < one < 1e6
 
     run(main())
+
+
+@virtual
+async def test_a_stream_that_was_not_used_for_long_is_closed_and_comes_back(made: World) -> None:
+    await made.fetch(0)
+    await asyncio.sleep(IDLE_S + 1)
+    await made.push(1)
+    await made.bob.left.wait()
+    assert [kind for _, kind in made.links._streams] == ["PushContribution"]
+    assert (await made.fetch(0)).body == body(0)
+    assert len(made.bob.streams) == 3

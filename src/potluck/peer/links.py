@@ -28,6 +28,9 @@ HEADER_BYTES = 1 << 16
 REQUEST_S = 20.0
 """How long one request may take besides its bytes, in seconds."""
 
+IDLE_S = 120.0
+"""A stream that was not used for so long is closed, in seconds."""
+
 SLOWEST = 20_000.0
 """A link slower than so many bytes/s is given up."""
 
@@ -41,13 +44,17 @@ class Reply:
 
 
 class Links:
-    """Streams to other peers: one for each peer and kind of request, so that none waits for another kind."""
+    """Streams to other peers: one for each peer and kind of request, so that none waits for another kind.
+
+    One that was not used for a while is closed: in a large round others act for a group each time.
+    """
 
     def __init__(self, transport: Transport, run: str, session: str) -> None:
         self._transport = transport
         self._hello = encode(Hello(WIRE, run, session))
         self._streams: dict[tuple[str, str], Stream] = {}
         self._turns: dict[tuple[str, str], asyncio.Lock] = {}
+        self._used: dict[tuple[str, str], float] = {}
         self.uplink = 0.0
         """Running mean of what went up in large requests, in bytes/s; 0 while unknown."""
         self._closed_sent = 0
@@ -71,6 +78,7 @@ class Links:
         """
         key = (to.peer, type(message).__name__)
         limit_s = REQUEST_S + (len(body or b"") + want) / SLOWEST
+        await self._close_idle()
         async with self._turns.setdefault(key, asyncio.Lock()):
             try:
                 async with asyncio.timeout(limit_s):
@@ -81,6 +89,15 @@ class Links:
             except BaseException:
                 await self._drop(key)
                 raise
+            finally:
+                self._used[key] = asyncio.get_running_loop().time()
+
+    async def _close_idle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for key in [key for key, at in self._used.items() if now - at > IDLE_S]:
+            if not self._turns[key].locked():
+                del self._used[key], self._turns[key]
+                await self._drop(key)
 
     async def _exchange(
         self, key: tuple[str, str], to: Progress, message: Request, body: bytes | None, want: int

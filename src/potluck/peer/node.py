@@ -43,6 +43,10 @@ from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, TensorSpec
 
 log = logging.getLogger("potluck.peer")
 
+NEWS_S = 0.05
+FEW = 40
+"""Of more than ``FEW`` peers news is looked at after so many seconds for each as many again."""
+
 BEAT_S = 1.0
 """How often a peer announces itself, in seconds."""
 
@@ -97,6 +101,7 @@ class Node:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._base = Progress(peer=place.identity.peer, session=self.session)
         self._unheard: list[Progress] = []
+        self._news = False
         self.hub: HubClient
         self.core: PeerCore
         self.actions: Actions
@@ -322,8 +327,15 @@ class Node:
     def _heard(self, progress: Progress) -> None:
         if not self._core_built:
             return
-        if self.core.heard(progress, self._now()):
-            self._wake.set()
+        if self.core.heard(progress, self._now()) and not self._news:
+            # In a crowd there is always news, and deciding at each would cost the square of its size.
+            self._news = True
+            crowd = len(self.core.swarm.alive(self._now())) / FEW
+            asyncio.get_running_loop().call_later(NEWS_S * crowd if crowd > 1 else 0.0, self._has_news)
+
+    def _has_news(self) -> None:
+        self._news = False
+        self._wake.set()
 
     def _hub_changed(self, connected: bool, reason: str) -> None:
         self.hub_reason = reason

@@ -123,11 +123,11 @@ class Catchup:
         return peers[turn:] + peers[:turn]
 
     def _lacking(self, commit: Commit, peers: list[Progress]) -> list[Need]:
-        return [
-            Need(info.digest, info.size, _holders(info.digest, commit.round, peers))
-            for info in commit.parts
-            if info.digest not in self.have
-        ]
+        lacking = [info for info in commit.parts if info.digest not in self.have]
+        if not lacking:
+            return []
+        holders = _holders({info.digest for info in lacking}, commit.round, peers)
+        return [Need(info.digest, info.size, tuple(holders[info.digest])) for info in lacking]
 
     def _replay(self, commit: Commit, needs: list[Need], now: float) -> list[Effect]:
         if needs:
@@ -193,10 +193,12 @@ def chunks(files: tuple[Blob, ...]) -> Iterator[tuple[str, int]]:
         yield from zip(blob.chunks, chunk_sizes(blob), strict=True)
 
 
-def _holders(digest: str, round_: int, peers: list[Progress]) -> tuple[str, ...]:
-    """Peers that applied the round and keep its parts, or that say they hold this one."""
-    return tuple(
-        p.peer
-        for p in peers
-        if (p.round >= round_ >= p.parts_from) or any(info.digest == digest for info in p.held)
-    )
+def _holders(digests: set[str], round_: int, peers: list[Progress]) -> dict[str, list[str]]:
+    """Peers that applied the round and keep its parts, or that say they hold this one, by content."""
+    holders: dict[str, list[str]] = {digest: [] for digest in digests}
+    for progress in peers:
+        applied = progress.round >= round_ >= progress.parts_from
+        said = digests if applied else digests.intersection(held.digest for held in progress.held)
+        for digest in said:
+            holders[digest].append(progress.peer)
+    return holders
