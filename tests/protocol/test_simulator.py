@@ -5,6 +5,7 @@ A failing seed tells how to see it again. Once mended it goes to ``REGRESSIONS``
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potluck.peer.dataplane import Carry, DataPlane
+from potluck.peer.dataplane import Carry, DataPlane, Vector
 from potluck.protocol import steward
 from potluck.protocol.plan import groups_for
 from potluck.protocol.steward import Decision
@@ -253,6 +254,48 @@ def _left_out(place: int, world_: World, grid_s: float, bound_s: float) -> Itera
 def test_after_the_death_of_any_one_peer_the_next_round_of_groups_has_every_survivor() -> None:
     """The group finds another that gathers for it, and the reducer waits for that."""
     assert [said for place in range(9) for said in _left_out(place, GROUPS, 0.7, 20.0)] == []
+
+
+def test_halves_that_reach_each_other_only_through_the_hub_go_on() -> None:
+    """Each has results that the other can't get, so no peer has them all."""
+    for seed in (1, 2, 3):
+        cuts = [f"at 20 cut peer{a} peer{b} for 100" for a in (1, 2) for b in (3, 4)]
+        world_ = replace(CALM, peers=4, duration_s=140.0, calm_s=30.0)
+        outcome = Simulation(seed, world_, [fault(cut) for cut in cuts]).run()
+        assert outcome.longest_s < 40
+
+
+class Leaving(Simulation):
+    """One of two peers only follows; the other leaves in a round, and stays three seconds at most."""
+
+    left_in: int | None = None
+    until = math.inf
+
+    def spawn(self, store: MemoryStore, theta: Vector | None = None, peer: str | None = None) -> None:
+        super().spawn(store, theta, peer)
+        if theta is None:
+            assert peer is not None
+            self.peers[peer].core.trains = False
+            self.peers[peer].machine.stall(1e9)
+        else:
+            self.at(20.0, self._look)
+
+    def _look(self) -> None:
+        trainer = next(p for p in self.living() if p.core.trains)
+        exchange = trainer.core.exchange
+        if self.left_in is None and exchange is not None and exchange.index is not None:
+            self.left_in, self.until = exchange.round, self.now + 3.0
+            trainer.core.leaving = True
+            trainer._announce()
+        self.stopped = self.now > self.until or (self.left_in is not None and trainer.core.may_leave)
+        self.at(0.1, self._look)
+
+
+def test_the_last_round_of_a_trainer_that_leaves_followers_behind_is_committed() -> None:
+    for seed in range(4):
+        sim = Leaving(seed, replace(CALM, peers=2, bound_s=1000.0), ())
+        sim.run()
+        assert sim.left_in == max(sim.referee.commits)
 
 
 def test_a_swarm_that_died_goes_on_from_any_one_disk() -> None:

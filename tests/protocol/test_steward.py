@@ -428,6 +428,15 @@ def test_two_that_hold_what_they_reduced_themselves_do_not_block_the_rest_for_ev
     assert again.body.members == (member(2),)
 
 
+def test_a_round_of_which_nobody_has_all_results_is_opened_again_in_the_end() -> None:
+    view = view_of(genesis(), opened())
+    swarm = heard(holding(1, R0, R1), holding(2, R0, R1), at=16.0)
+    assert decided(view, swarm, now=17.0, here=known(R0)).body is None
+    again = decided(view, swarm, now=17.1, here=known(R0))
+    assert isinstance(again.body, Open)
+    assert decided(view, swarm, now=17.1).reason == "all 2 parts held by two members"
+
+
 def test_patience_counts_from_the_last_reassignment() -> None:
     view = view_of(genesis(), opened(), moved((0, 1)))
     swarm = heard(says(1), says(2), at=18.0)

@@ -366,13 +366,14 @@ class Exchange:
                 acting = self._acting(part, group, swarm, now, digest) if group != own else None
                 if acting is not None:
                     yield acting
-        elif self.groups > 1 and self._serves(part, own, swarm, now):
+        elif self.groups > 1 and self._serves(part, own, digest, swarm, now):
             yield from (i for i in self._group(own) if i != self.index)
 
-    def _serves(self, part: int, own: int, swarm: Swarm, now: float) -> bool:
-        """Whether our group gets a part's result from us, and not from its reducer that is one of it."""
-        reducer = self._reducers[part]
-        if reducer % self.groups == own and swarm.lives(self.members[reducer], now):
+    def _serves(self, part: int, own: int, digest: str, swarm: Swarm, now: float) -> bool:
+        """Whether our group gets a result from us, and not from a reducer that is one of it and has it."""
+        reducer = self.members[self._reducers[part]]
+        in_ours = self._reducers[part] % self.groups == own and swarm.lives(reducer, now)
+        if in_ours and self._has(swarm.last(reducer.peer), digest):
             return False
         return self._acting(part, own, swarm, now) == self.index
 
