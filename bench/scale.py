@@ -2,9 +2,10 @@
 
     python -m bench.scale --bar [--peers 10 100 1000 10000] [--rounds 2]
 
-One JSON object a line, for each number of peers: what one round took, from commit to commit in a calm world
-of 100 ms round trips and two seconds' work a round. Requests of a peer to others (mean and most), how many
-others it asked in it, bytes it sent if a contribution has 25 MB, seconds, and messages a second at the hub.
+One JSON object a line, for each number of peers: what one round took, from commit to commit, in a calm world of
+100 ms round trips in which all take part, and work for twice as long as it takes to hear each other. Requests
+of a peer to others (mean and most), how many others it asked, bytes that it sent if a contribution has 25 MB,
+seconds of the round and of its exchange (open to commit), and messages a second at the hub.
 ``--flat`` has no groups, for comparison.
 """
 
@@ -18,15 +19,20 @@ from functools import lru_cache
 
 from potluck.peer import state
 from potluck.protocol.plan import FLAT
+from potluck.protocol.swarm import CROWD
+from potluck.store.contents import MemoryStore
 from potluck.testing.scenario import CALM, World
 from potluck.testing.simulator import Simulation
 from potluck.testing.world import SimPeer
-from potluck.wire.records import Entry
+from potluck.wire.records import Entry, Open
 
 ENDLESS_S = 1e6
 
 CONTRIBUTION_BYTES = 25e6
 """25 M values in int8."""
+
+SPEED = 100
+"""Tokens a second of a simulated peer, on average."""
 
 PARTIAL = 4
 """A partial is in fp32."""
@@ -45,14 +51,28 @@ class Meter:
     kinds: Counter[str] = field(default_factory=Counter)
     asked: dict[str, set[str]] = field(default_factory=dict)
     connections: int = 0
+    exchange_s: float = 0.0
 
 
 class Metered(Simulation):
-    """A simulation that stops after some rounds; the first one, in which all join, is not measured."""
+    """Stops after some rounds, of which the first is not measured. Peers begin with the founder's disk."""
 
     def __init__(self, world: World, rounds: int) -> None:
         super().__init__(1, world)
-        self.rounds, self.meter = rounds, Meter()
+        self.rounds, self.meter, self.opened = rounds, Meter(), 0.0
+
+    def append(self, raw: bytes, after: int) -> bool:
+        taken = super().append(raw, after)
+        if taken and isinstance(self.entry(after + 1).record.body, Open):
+            self.opened = self.now
+        return taken
+
+    def _comes(self, peer: str) -> None:
+        store = MemoryStore()
+        founder = next(iter(self.peers.values())).store
+        for digest in founder.digests():
+            store.put(founder.get(digest) or b"")
+        self.spawn(store, peer=peer)
 
     def asked(self, peer: str, other: str, what: str) -> None:
         self.meter.requests[peer] += 1
@@ -69,6 +89,7 @@ class Metered(Simulation):
         else:
             self.meter.connections = max(self.meter.connections, *map(len, self.meter.asked.values()))
             self.meter.asked.clear()
+            self.meter.exchange_s += self.now - self.opened
         self.stopped = done == self.rounds
 
     def _hub(self) -> int:
@@ -84,6 +105,7 @@ class Metered(Simulation):
             "most_connections": meter.connections,
             "bytes_a_peer": self._bytes() / rounds / peers,
             "round_s": took_s / rounds,
+            "exchange_s": meter.exchange_s / rounds,
             "hub_messages_s": (self._hub() - meter.hub) / took_s,
         }
 
@@ -97,12 +119,13 @@ class Metered(Simulation):
 state.unpack = lru_cache(64)(state.unpack)  # type: ignore[attr-defined]
 """All peers are in this process, and read the same results."""
 
-UNITS = {"round_s": "s", "hub_messages_s": "1/s", "bytes_a_peer": "B"}
+UNITS = {"round_s": "s", "exchange_s": "s", "hub_messages_s": "1/s", "bytes_a_peer": "B"}
 
 
 def measure(peers: int, rounds: int, flat: int) -> dict[str, float]:
     """The figures of one number of peers."""
-    world = replace(CALM, peers=peers, flat=flat, delay_s=(0.04, 0.06), blocks=0, round_tokens=0)
+    tokens = int(peers * SPEED * 2 * max(1.0, peers / CROWD))
+    world = replace(CALM, peers=peers, flat=flat, delay_s=(0.04, 0.06), blocks=0, round_tokens=tokens)
     simulation = Metered(replace(world, duration_s=ENDLESS_S, bound_s=ENDLESS_S), rounds)
     simulation.run()
     return simulation.figures()
