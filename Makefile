@@ -40,9 +40,11 @@ sim-nightly: $(READY)
 bench: $(READY)
 	$(BIN)/python bench/demo_recipe.py
 	$(BIN)/python bench/convergence.py --seeds 3
+	$(BIN)/python -m bench.scale --bar
 
 bench-short: $(READY)
 	$(BIN)/python bench/convergence.py --quick --bar
+	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
 
 # Real processes behind an emulated WAN, killed and joined at random (Linux, root, a C compiler).
 soak: $(READY)

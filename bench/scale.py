@@ -2,8 +2,8 @@
 
     python -m bench.scale --bar [--peers 10 100 1000 10000] [--rounds 2]
 
-One JSON object a line, for each number of peers: what one round took, from commit to commit, in a calm world of
-100 ms round trips in which all take part, and work for twice as long as it takes to hear each other. Requests
+One JSON object a line, for each number of peers: what one round took from commit to commit, in a calm world
+of 100 ms round trips in which all take part, and work for twice as long as it takes to hear all. Requests
 of a peer to others (mean and most), how many others it asked, bytes that it sent if a contribution has 25 MB,
 seconds of the round and of its exchange (open to commit), and messages a second at the hub.
 ``--flat`` has no groups, for comparison.
