@@ -27,19 +27,24 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Small worlds in virtual time, each from its seed: about five minutes on two cores, and a night.
+# Worlds in virtual time, each from its seed, small ones and of a thousand peers: about ten minutes on two cores,
+# and a night.
 sim: $(READY)
 	$(BIN)/potluck sim --seeds 5000
+	$(BIN)/potluck sim --seeds 20 --peers 1000
 
 sim-nightly: $(READY)
 	$(BIN)/potluck sim --seeds 100000
+	$(BIN)/potluck sim --seeds 200 --peers 1000
 
 bench: $(READY)
 	$(BIN)/python bench/demo_recipe.py
 	$(BIN)/python bench/convergence.py --seeds 3
+	$(BIN)/python -m bench.scale --bar
 
 bench-short: $(READY)
 	$(BIN)/python bench/convergence.py --quick --bar
+	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
 
 # Real processes behind an emulated WAN, killed and joined at random (Linux, root, a C compiler).
 soak: $(READY)

@@ -20,15 +20,16 @@ PROGRAM = Path(__file__).with_name("peer_program.py")
 
 
 class Peer:
-    """One peer's process and what it said."""
+    """One peer's process and what it said; ``release`` is where another Potluck than ours lies."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, release: Path | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=os.environ | ({"PYTHONPATH": str(release)} if release else {}),
         )
         self.name = arguments[2]
         self.said: list[dict[str, Any]] = []
@@ -104,13 +105,14 @@ class Swarm:
             self.events.append((time.monotonic(), text))
             self._lock.notify_all()
 
-    def join(self, *names: str, **options: float) -> None:
+    def join(self, *names: str, release: Path | None = None, **options: float) -> None:
         """Start peers, and wait until they have the run's state."""
         more = [*self._data, *(f"{key}={value}" for key, value in options.items())]
         for name in names:
             if name in self.peers:
                 self.peers[name].end()
-            self.peers[name] = Peer("join", str(self.directory / name), name, self.invite, *more)
+            where = str(self.directory / name)
+            self.peers[name] = Peer("join", where, name, self.invite, *more, release=release)
         for name in names:
             self.peers[name].wait("joined", 60)
 

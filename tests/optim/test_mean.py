@@ -61,7 +61,7 @@ def test_slicing_changes_no_bit(monkeypatch: pytest.MonkeyPatch, slice_: int) ->
     assert weighted_mean(rows, [1, 2, 3, 4.5]).tobytes() == whole.tobytes()
 
 
-@pytest.mark.parametrize("weight", [0, -1, -0.0, math.nan, math.inf, -math.inf, 1e300])
+@pytest.mark.parametrize("weight", [0, -1, -0.0, math.nan, math.inf, -math.inf])
 def test_weights_that_count_no_tokens_are_refused(weight: float) -> None:
     ones = np.ones(3, np.float32)
     with pytest.raises(ProtocolError, match="contribution 1 has weight"):

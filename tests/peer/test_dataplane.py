@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from potluck.codecs import codec
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import ABSURD, MAX_SHARE, Carry, DataPlane, Vector, carried, part_bounds
+from potluck.peer.dataplane import (
+    ABSURD,
+    MAX_SHARE,
+    Carry,
+    DataPlane,
+    Given,
+    Mean,
+    Vector,
+    carried,
+    part_bounds,
+)
 from potluck.recipe import Outer
 from potluck.wire.codec import digest
 from potluck.wire.records import Commit, PartInfo
@@ -34,6 +44,21 @@ def plane(theta: Vector | None = None, codec_name: str = "fp32", outer: Outer = 
     return DataPlane(
         theta.copy(), np.zeros(N, np.float32), 0, PARTS, codec(codec_name), OuterOptimizer(outer)
     )
+
+
+def of(index: int, weight: float, raw: bytes | None) -> Given:
+    """What one member gave."""
+    assert raw is not None
+    return Given(((index, weight),), raw)
+
+
+def reduced(one: DataPlane, part: int, given: Sequence[Given]) -> tuple[bytes, PartInfo]:
+    """A part's result, and what a commit says of it: without a tally, its values are all its content."""
+    mean = one.reduce(part, given)
+    assert mean.refused == ()
+    info = PartInfo(part, digest(mean.raw), len(mean.raw), mean.contributors)
+    one.reduced_to(info)
+    return mean.raw, info
 
 
 class Team:
@@ -61,17 +86,12 @@ class Team:
         """``included[p]`` are the members whose contribution of part p came in time."""
         infos, raws = [], []
         for part, reducer in enumerate(reducers):
-            given = []
-            for index in included[part]:
-                raw = self.planes[index].contribution(self.round, 0, part)
-                assert raw is not None
-                given.append((index, weights[index], raw))
-            raw, info, refused = self.planes[reducer].reduce(part, given)
-            assert refused == ()
-            assert info is not None
-            assert info == PartInfo(
-                part, digest(raw), len(raw), tuple((index, weights[index]) for index in included[part])
-            )
+            given = [
+                of(index, weights[index], self.planes[index].contribution(self.round, 0, part))
+                for index in included[part]
+            ]
+            raw, info = reduced(self.planes[reducer], part, given)
+            assert info.contributors == tuple((index, weights[index]) for index in included[part])
             infos.append(info)
             raws.append(raw)
         self.commit = Commit(self.round, 0, tuple(infos), 1, None, "")
@@ -243,10 +263,7 @@ def test_the_last_of_several_attempts_is_the_one_that_is_settled() -> None:
     assert one.cut(1, 1, values(2))
     infos, raws = [], []
     for part in range(PARTS):
-        given = one.contribution(1, 1, part)
-        assert given is not None
-        raw, info, _ = one.reduce(part, [(0, 5.0, given)])
-        assert info is not None
+        raw, info = reduced(one, part, [of(0, 5.0, one.contribution(1, 1, part))])
         infos.append(info)
         raws.append(raw)
     carry = one.apply(Commit(1, 1, tuple(infos), 5, None, ""), raws, 0)
@@ -261,10 +278,7 @@ def test_a_commit_of_another_attempt_than_ours_includes_nothing_of_ours() -> Non
     assert other.cut(1, 1, values(2))
     infos, raws = [], []
     for part in range(PARTS):
-        given = other.contribution(1, 1, part)
-        assert given is not None
-        raw, info, _ = other.reduce(part, [(0, 5.0, given)])
-        assert info is not None
+        raw, info = reduced(other, part, [of(0, 5.0, other.contribution(1, 1, part))])
         infos.append(info)
         raws.append(raw)
     before = one.theta.copy()
@@ -311,14 +325,14 @@ def test_garbage_is_refused_and_named_and_the_rest_counts(codec_name: str) -> No
     sound = one.contribution(1, 0, 2)
     assert sound is not None
     for what, raw in garbage(codec_name, BOUNDS[2].stop - BOUNDS[2].start).items():
-        result, info, refused = one.reduce(2, [(0, 5.0, raw), (1, 7.0, sound), (4, 9.0, raw)])
-        assert refused == (0, 4), what
-        assert info is not None
-        assert info.contributors == ((1, 7.0),)
-        alone, _, _ = one.reduce(2, [(1, 7.0, sound)])
-        assert result == alone
-        assert one.reduce(2, [(0, 5.0, raw)]) == (b"", None, (0,)), what
-    assert one.reduce(2, []) == (b"", None, ())
+        some = [of(0, 5.0, raw), of(1, 7.0, sound), of(4, 9.0, raw)]
+        for mean_of in (one.reduce, one.combine):
+            mean = mean_of(2, some)
+            assert mean.refused == (0, 4), what
+            assert mean.contributors == ((1, 7.0),)
+            assert mean.raw == mean_of(2, [of(1, 7.0, sound)]).raw
+            assert mean_of(2, [of(0, 5.0, raw)]) == Mean(b"", (), (0,)), what
+            assert mean_of(2, []) == Mean(b"", (), ())
 
 
 @pytest.mark.parametrize("codec_name", ["fp32", "int8"])
@@ -329,9 +343,8 @@ def test_a_committed_part_that_can_not_be_decoded_changes_nothing_in_it(codec_na
     team.cut()
     infos, raws = [], []
     for part in range(PARTS):
-        given = [(i, 1.0, team.planes[i].contribution(1, 0, part) or b"") for i in range(2)]
-        raw, info, _ = team.planes[0].reduce(part, given)
-        assert info is not None
+        given = [of(i, 1.0, team.planes[i].contribution(1, 0, part)) for i in range(2)]
+        raw, info = reduced(team.planes[0], part, given)
         if part == 1:
             raw = garbage(codec_name, BOUNDS[1].stop - BOUNDS[1].start)["huge"]
             info = PartInfo(part, digest(raw), len(raw), info.contributors)
@@ -372,8 +385,7 @@ def test_two_parts_with_the_same_bytes_settle_each_its_own() -> None:
     infos, raws, lost = [], [], []
     for part, little in enumerate((0.0024, 0.0)):
         small = codec("int8").encode(np.array([0.3, little, 0, 0], np.float32))
-        raw, info, _ = one.reduce(part, [(0, 1.0, large), (1, 1.0, small)])
-        assert info is not None
+        raw, info = reduced(one, part, [of(0, 1.0, large), of(1, 1.0, small)])
         infos.append(info)
         raws.append(raw)
         lost.append(codec("int8").decode(small, 4)[1] / 2)
@@ -414,7 +426,7 @@ def test_who_is_not_in_a_part_keeps_what_it_owes_from_reducing_it() -> None:
 def test_a_loaded_state_replaces_everything() -> None:
     one = plane(codec_name="int8")
     assert one.cut(1, 0, values(1))
-    one.reduce(0, [(0, 1.0, one.contribution(1, 0, 0) or b"")])
+    reduced(one, 0, [of(0, 1.0, one.contribution(1, 0, 0))])
     carry = one.load(values(7), values(8), 5)
     assert carry.origin is None
     np.testing.assert_array_equal(carry.theta, values(7))

@@ -23,17 +23,31 @@ from potluck.errors import (
 )
 from potluck.net.memory import MemoryNetwork
 from potluck.net.transport import DIAL_S, SILENCE_S, Handler, Stream, Transport
-from potluck.peer.links import HEADER_BYTES, REQUEST_S, SLOWEST, Desk, Links, Reply
+from potluck.peer.links import HEADER_BYTES, IDLE_S, REQUEST_S, SLOWEST, Desk, Links, Reply
 from potluck.testing.clock import run_virtual
 from potluck.wire.codec import WIRE, decode, digest, encode
-from potluck.wire.messages import Answer, Fetch, Hello, Progress, PushContribution, PushResult, Request
-from potluck.wire.records import Member, PartInfo
+from potluck.wire.messages import (
+    MAX_GROUP,
+    Answer,
+    Fetch,
+    Hello,
+    Progress,
+    PushContribution,
+    PushPartial,
+    PushResult,
+    Request,
+)
+from potluck.wire.records import Held, Member
+from potluck.wire.result import MAX_TALLY_BYTES
 from tests.net.conformance import soon
 
 ANN, BOB = digest(b"ann"), digest(b"bob")
 ABSENT = digest(b"what nobody has")
 SIZES = {0: 100, 1: 70_000, 2: 3_000_000}
 """Bytes of the parts: small, worth measuring, and more than a stream has under way."""
+
+FULL_SIZES = {part: 4 * size for part, size in SIZES.items()}
+"""Bytes of a mean of several, which is not compressed."""
 
 
 def now() -> float:
@@ -58,8 +72,17 @@ def contribution(part: int, weight: float = 60.5, size: int | None = None) -> Pu
     return PushContribution(3, 1, part, weight, SIZES.get(part, 0) if size is None else size)
 
 
-def result(part: int) -> PushResult:
-    return PushResult(3, 1, PartInfo(part, digest(body(part)), SIZES[part], ((0, 60.5),)))
+def partial(part: int, *contributors: int, size: int | None = None) -> PushPartial:
+    """The mean of what some gave; member 8 abstained."""
+    weights = tuple((index, 60.5) for index in contributors)
+    due = FULL_SIZES.get(part, 0) if contributors else 0
+    return PushPartial(3, 1, part, weights, (), (8,), due if size is None else size)
+
+
+def result(part: int, name: str = "", size: int | None = None) -> PushResult:
+    return PushResult(
+        3, 1, Held(part, name or digest(body(part)), SIZES.get(part, 0) if size is None else size)
+    )
 
 
 class Bob:
@@ -69,6 +92,7 @@ class Bob:
         self.transport = network.transport(BOB)
         self.answer = Answer(True)
         self.contributions: list[tuple[PushContribution, Member, bytes]] = []
+        self.partials: list[tuple[PushPartial, Member, bytes]] = []
         self.results: list[tuple[PushResult, bytes]] = []
         self.contents = {digest(body(part)): body(part) for part in SIZES}
         self.streams: list[Stream] = []
@@ -80,13 +104,19 @@ class Bob:
         self.desk = Desk(
             run_name,
             contribution_size=lambda part: SIZES.get(part),
+            partial_size=lambda part: FULL_SIZES.get(part),
             take_contribution=self.take_contribution,
+            take_partial=self.take_partial,
             take_result=self.take_result,
             find=self.find,
         )
 
     async def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
         self.contributions.append((push, member, raw))
+        return self.answer
+
+    async def take_partial(self, push: PushPartial, member: Member, raw: bytes) -> Answer:
+        self.partials.append((push, member, raw))
         return self.answer
 
     async def take_result(self, push: PushResult, raw: bytes) -> Answer:
@@ -195,6 +225,38 @@ async def test_who_has_nothing_to_contribute_says_so_without_bytes(made: World) 
     none = contribution(0, weight=0.0, size=0)
     assert (await made.links.request(made.to, none, b"")).answer.ok
     assert made.bob.contributions == [(none, Member(ANN, "a1"), b"")]
+
+
+@pytest.mark.parametrize("part", SIZES)
+@virtual
+async def test_a_mean_of_several_arrives_whole_and_from_whom(made: World, part: int) -> None:
+    push, raw = partial(part, 0, 4), bytes(FULL_SIZES[part])
+    assert await made.links.request(made.to, push, raw) == Reply(Answer(True))
+    assert made.bob.partials == [(push, Member(ANN, "a1"), raw)]
+
+
+@virtual
+async def test_that_a_whole_group_gives_nothing_is_said_without_bytes(made: World) -> None:
+    assert (await made.links.request(made.to, partial(0), b"")).answer.ok
+    assert made.bob.partials == [(partial(0), Member(ANN, "a1"), b"")]
+
+
+@virtual
+async def test_who_of_a_mean_is_counted_already_comes_back_with_the_no(made: World) -> None:
+    made.bob.answer = Answer(False, "2 of 3 are counted already", known=(0, 8))
+    reply = await made.links.request(made.to, partial(0, 0, 4, 8), bytes(FULL_SIZES[0]))
+    assert reply == Reply(made.bob.answer)
+
+
+@virtual
+async def test_the_request_of_the_largest_group_fits(made: World) -> None:
+    everybody = range(20_000 - MAX_GROUP, 20_000)
+    weights, blocks = tuple((i, math.pi * 1e9) for i in everybody), tuple((i, 60_000) for i in everybody)
+    push = PushPartial(1 << 50, 9, 2, weights, blocks, (), FULL_SIZES[2])
+    made.bob.answer = Answer(False, "all are counted already", known=tuple(everybody))
+    assert len(encode(push)) <= HEADER_BYTES
+    assert await made.links.request(made.to, push, bytes(FULL_SIZES[2])) == Reply(made.bob.answer)
+    assert [push for push, _, _ in made.bob.partials] == [push]
 
 
 @pytest.mark.parametrize("part", SIZES)
@@ -357,9 +419,17 @@ async def _closed_after(made: World, *messages: bytes) -> None:
         (contribution(0, weight=-1.0, size=100), "0 are due"),
         (contribution(0, weight=math.nan, size=100), "0 are due"),
         (contribution(9, size=100), "before this peer had a state"),
-        (PushResult(3, 1, PartInfo(0, ABSENT, 101, ((0, 1.0),))), "part 0 has 101 bytes, 100 are due"),
-        (PushResult(3, 1, PartInfo(0, ABSENT, 0, ((0, 1.0),))), "part 0 has 0 bytes, 100 are due"),
-        (PushResult(3, 1, PartInfo(9, ABSENT, 100, ((0, 1.0),))), "before this peer had a state"),
+        (partial(0, 0, 4, size=399), "part 0 has 399 bytes, 400 are due"),
+        (partial(0, 0, 4, size=401), "part 0 has 401 bytes, 400 are due"),
+        (partial(0, 0, 4, size=100), "part 0 has 100 bytes, 400 are due"),
+        (partial(0, 0, 4, size=0), "part 0 has 0 bytes, 400 are due"),
+        (partial(0, size=400), "part 0 has 400 bytes, 0 are due"),
+        (partial(9, 0, 4, size=400), "before this peer had a state"),
+        (result(0, ABSENT, 99), "part 0 has 99 bytes, 100 are due"),
+        (result(0, ABSENT, 0), "part 0 has 0 bytes, 100 are due"),
+        (result(0, ABSENT, 100 + MAX_TALLY_BYTES), "100 are due"),
+        (result(0, ABSENT, 1 << 40), "100 are due"),
+        (result(9, ABSENT, 100), "before this peer had a state"),
     ],
 )
 @virtual
@@ -372,9 +442,18 @@ async def test_bytes_of_another_size_than_the_parts_are_not_taken(
     assert isinstance(error, ProtocolError)
     assert said in str(error)
     assert not made.bob.contributions
+    assert not made.bob.partials
     assert not made.bob.results
     assert made.bob.streams[0].bytes_received == len(HELLO) + len(encode(push)) + 2 * 5
     assert (await made.push(0)).answer.ok, "the next one is a new stream"
+
+
+@virtual
+async def test_who_is_in_a_result_takes_some_bytes_besides(made: World) -> None:
+    raw = bytes(SIZES[0] + 300)
+    push = result(0, digest(raw), len(raw))
+    assert (await made.links.request(made.to, push, raw)).answer.ok
+    assert made.bob.results == [(push, raw)]
 
 
 async def _pushed(made: World, size: int) -> None:
@@ -636,3 +715,14 @@ def test_the_uplink_is_measured_with_large_requests_only() -> None:
             assert 0.3e6 < one < 1e6
 
     run(main())
+
+
+@virtual
+async def test_a_stream_that_was_not_used_for_long_is_closed_and_comes_back(made: World) -> None:
+    await made.fetch(0)
+    await asyncio.sleep(IDLE_S + 1)
+    await made.push(1)
+    await made.bob.left.wait()
+    assert [kind for _, kind in made.links._streams] == ["PushContribution"]
+    assert (await made.fetch(0)).body == body(0)
+    assert len(made.bob.streams) == 3

@@ -59,11 +59,11 @@ def write_run(directory: Path, rounds: int, keep: int = 2, run: str = "run") -> 
             info, _ = state.reduce(round_, 0, part, [0])
             assert info is not None
             infos.append(info)
-        commit = Commit(round_, 0, tuple(infos), 100, 2.5, "all held")
+        commit = Commit(round_, 0, tuple(infos), 100, 2.5, "all held").abridged()
         append(commit)
         have.update(info.digest for info in infos)
         retention.committed(commit)
-        state.apply(commit)
+        state.apply(commit.spelt_out())
         if round_ % EVERY == 0:
             snapshot()
     asset = digest(b"the run's text")

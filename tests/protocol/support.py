@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
+from potluck.protocol.effects import Effect
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import RunView
 from potluck.wire.codec import WIRE, digest
@@ -16,12 +19,14 @@ from potluck.wire.records import (
     Commit,
     Entry,
     Genesis,
+    Held,
     Member,
     Open,
     PartInfo,
     Reassign,
     Snapshot,
 )
+from potluck.wire.result import Tally
 
 BASE = digest(b"state")
 
@@ -46,7 +51,19 @@ def says(n: int, **more: Any) -> Progress:
         "state": BASE,
         "tokens": 100.0,
     }
-    return Progress(**(settings | more))
+    settings |= more
+    settings["held"] = held(*settings.get("held", ()))
+    return Progress(**settings)
+
+
+def held(*results: PartInfo | Held) -> tuple[Held, ...]:
+    """What is announced of some results."""
+    return tuple(one.held if isinstance(one, PartInfo) else one for one in results)
+
+
+def known(*infos: PartInfo) -> dict[str, PartInfo]:
+    """Results that are here, by digest."""
+    return {info.digest: info for info in infos}
 
 
 def heard(*announcements: Progress, at: float = 0.0) -> Swarm:
@@ -54,6 +71,23 @@ def heard(*announcements: Progress, at: float = 0.0) -> Swarm:
     for progress in announcements:
         assert swarm.hear(progress, at)
     return swarm
+
+
+def present(*numbers: int, at: float = 0.0, **more: Any) -> Swarm:
+    return heard(*(says(n, **more) for n in numbers), at=at)
+
+
+def update(swarm: Swarm, at: float, *announcements: Progress) -> Swarm:
+    """The same peers go on announcing, a beat later."""
+    for progress in announcements:
+        last = swarm.last(progress.peer)
+        beat = last.beat + 1 if last is not None else 0
+        assert swarm.hear(replace(progress, beat=beat), at)
+    return swarm
+
+
+def only(effects: list[Effect], kind: type[Effect]) -> list[Any]:
+    return [effect for effect in effects if isinstance(effect, kind)]
 
 
 def genesis(parts: int = 2, wire: int = WIRE, assets: tuple[Blob, ...] = ()) -> Genesis:
@@ -68,9 +102,10 @@ def opened(
     attempt: int = 0,
     base: str = BASE,
     grace_s: float = 4.0,
+    groups: int = 1,
 ) -> Open:
     everyone = tuple(member(n) for n in members)
-    return Open(round_, attempt, everyone, tuple(reducers), base, grace_s, "tokens done")
+    return Open(round_, attempt, everyone, tuple(reducers), base, grace_s, "tokens done", groups)
 
 
 def moved(*moves: tuple[int, int], round_: int = 1, attempt: int = 0) -> Reassign:
@@ -81,6 +116,11 @@ def result(part: int, *contributors: tuple[int, float], label: str = "") -> Part
     """A part's result; ``label`` tells results of one part apart."""
     named = contributors or ((0, 60.0), (1, 40.0))
     return PartInfo(part, digest(f"{part}/{label}".encode()), 8, tuple(named))
+
+
+def told(info: PartInfo, round_: int = 1, attempt: int = 0) -> tuple[Tally, PartInfo]:
+    """What a result's content says: the tally in it, and so what a commit would say of it."""
+    return Tally(round_, attempt, info.part, info.contributors, info.blocks), info
 
 
 def committed(round_: int = 1, *parts: PartInfo, attempt: int = 0, tokens: int = 100) -> Commit:

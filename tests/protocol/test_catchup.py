@@ -9,7 +9,7 @@ import pytest
 
 from potluck.protocol.catchup import FLYING, FLYING_PER_SOURCE, NO_STATE, Catchup, chunks
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
-from potluck.protocol.exchange import RETRY_S
+from potluck.protocol.errand import RETRY_S
 from potluck.protocol.swarm import EXPIRY_S
 from potluck.protocol.view import RunView
 from potluck.wire.records import Body, Commit
@@ -253,6 +253,50 @@ def test_the_same_bytes_twice_in_a_round_are_fetched_once() -> None:
     assert fetches(catchup.poll(view, heard(holder(2, 1)), 0.0)) == [(same.digest, peer_id(2))]
     catchup.fetched(same.digest, True, 0.0)
     assert catchup.poll(view, heard(), 0.0) == [Apply(view.commits[1])]
+
+
+def test_each_peer_begins_with_another_source() -> None:
+    """Else all that lack the same would ask the same one first."""
+    view, swarm = ledger(1, parts=1), heard(*(holder(n, 1) for n in range(2, 8)))
+    asked = []
+    for turn in range(12):
+        catchup = Catchup(f"{turn:08x}" + "0" * 56, set())
+        catchup.applied(0, "state")
+        [(_, source)] = fetches(catchup.poll(view, swarm, 0.0))
+        asked.append(source)
+    assert asked[:6] == [peer_id(n) for n in range(2, 8)]
+    assert asked[6:] == asked[:6]
+
+
+# -- patience ----------------------------------------------------------------------------------------
+
+
+def test_parts_of_the_last_round_that_are_on_their_way_are_waited_for() -> None:
+    view, swarm = ledger(2), heard(holder(2, 2))
+    first, second = parts(view.commits[2])
+    catchup = at_round(view, 1)
+    assert catchup.poll(view, swarm, 0.0, patient=True) == []
+    assert catchup.reason == "waiting for 2 parts of round 2"
+    catchup.fetched(first, True, 0.1)
+    assert catchup.poll(view, swarm, 0.1, patient=True) == []
+    assert catchup.reason == "waiting for 1 parts of round 2"
+    assert fetches(catchup.poll(view, swarm, 0.2, patient=False)) == [(second, peer_id(2))]
+
+
+def test_once_they_are_here_nothing_is_waited_for() -> None:
+    view = ledger(2)
+    catchup = at_round(view, 1, set(parts(view.commits[2])))
+    assert catchup.poll(view, heard(holder(2, 2)), 0.0, patient=True) == [Apply(view.commits[2])]
+
+
+@pytest.mark.parametrize("round_", [NO_STATE, 0])
+def test_nobody_who_is_further_behind_waits(round_: int) -> None:
+    """What it lacks first is on no way to it."""
+    view, swarm = ledger(2, 0), heard(holder(2, 2, 0))
+    catchup = Catchup(ME, set())
+    if round_ != NO_STATE:
+        catchup.applied(round_, "state")
+    assert fetches(catchup.poll(view, swarm, 0.0, patient=True))
 
 
 # -- damage ------------------------------------------------------------------------------------------

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from potluck.protocol.effects import Cut, Effect, Fetch, Note, Reduce, SendContribution, SendResult
-from potluck.protocol.exchange import PUSH_S, RETRY_S, Exchange
+from potluck.protocol.errand import RETRY_S
+from potluck.protocol.exchange import PUSH_S, Exchange
 from potluck.protocol.swarm import EXPIRY_S, Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound
-from potluck.wire.messages import Progress
 from potluck.wire.records import PartInfo
 
-from .support import BASE, heard, member, peer_id, result, says
+from .support import BASE, member, only, peer_id, present, result, says, update
 
 GRACE_S = 4.0
 
@@ -28,23 +27,6 @@ def round_of(members: Sequence[int], reducers: Sequence[int], attempt: int = 0) 
 
 def exchange(me: int = 1, members: Sequence[int] = (1, 2, 3), reducers: Sequence[int] = (0, 1)) -> Exchange:
     return Exchange(round_of(members, reducers), member(me), 0.0)
-
-
-def present(*numbers: int, at: float = 0.0, **more: Any) -> Swarm:
-    return heard(*(says(n, **more) for n in numbers), at=at)
-
-
-def update(swarm: Swarm, at: float, *announcements: Progress) -> Swarm:
-    """The same peers go on announcing, a beat later."""
-    for progress in announcements:
-        last = swarm.last(progress.peer)
-        beat = last.beat + 1 if last is not None else 0
-        assert swarm.hear(replace(progress, beat=beat), at)
-    return swarm
-
-
-def only(effects: list[Effect], kind: type[Effect]) -> list[Any]:
-    return [effect for effect in effects if isinstance(effect, kind)]
 
 
 def cut(part: Exchange, swarm: Swarm, now: float = 0.0, weight: float = 60.0) -> list[Effect]:
@@ -316,7 +298,7 @@ def test_a_member_fetches_what_another_holds_and_no_push_brought() -> None:
     fetch = Fetch(info.digest, info.size, peer_id(2))
     assert ex.poll(swarm, 1.0 + PUSH_S) == [fetch]
     assert ex.poll(swarm, 2.5) == []
-    ex.fetched(info.digest, True, swarm, 2.6)
+    ex.fetched(info.digest, info, 2.6)
     assert ex.held == (info,)
     assert ex.poll(swarm, 3.5) == []
 
@@ -329,25 +311,25 @@ def test_after_a_failure_it_is_fetched_from_the_next_holder() -> None:
         update(swarm, now, says(1), says(2, held=(info,)), says(3, held=(info,)))
         for fetch in only(ex.poll(swarm, now), Fetch):
             asked.append(fetch.source)
-            ex.fetched(info.digest, False, swarm, now)
+            ex.fetched(info.digest, None, now)
         now += PUSH_S
     assert asked == [peer_id(2), peer_id(3), peer_id(2)]
 
 
-def test_two_parts_with_the_same_bytes_are_fetched_once_and_both_held() -> None:
-    """All of a model's progress may be zero, as in the first step of a warm-up."""
+def test_what_is_in_a_result_counts_whatever_part_it_was_announced_for() -> None:
+    """An announcement names content; whose and which part it is of stands in the content."""
     ex, swarm = exchange(me=1, members=(1, 2), reducers=(1, 1)), present(1, 2)
     cut(ex, swarm)
-    first = result(0)
-    second = replace(first, part=1)
-    update(swarm, 0.0, says(2, held=(first,)))
+    info = result(1)
+    update(swarm, 0.0, says(2, held=(replace(info.held, part=0),)))
     ex.poll(swarm, 0.0)
-    assert [f.digest for f in only(ex.poll(swarm, PUSH_S), Fetch)] == [first.digest]
-    ex.fetched(first.digest, True, swarm, PUSH_S)
-    assert ex.held == (first,)
-    update(swarm, 2.0, says(2, held=(first, second)))
-    assert only(ex.poll(swarm, 2.0), Fetch) == []
-    assert ex.held == (first, second)
+    assert ex.held == ()
+    assert [f.digest for f in only(ex.poll(swarm, PUSH_S), Fetch)] == [info.digest]
+    ex.fetched(info.digest, info, PUSH_S)
+    assert ex.held == (info,)
+    assert ex.known == {info.digest: info}
+    update(swarm, 2.0, says(2, held=(replace(info.held, part=0),)))
+    assert only(ex.poll(swarm, 2.0), Fetch) == [], "once is enough"
 
 
 @pytest.mark.parametrize("more", [{"round": 1}, {"attempt": 1}])
@@ -361,5 +343,5 @@ def test_what_is_held_of_another_round_is_not_fetched(more: dict[str, int]) -> N
 
 def test_a_fetch_nobody_asked_for_changes_nothing() -> None:
     ex = exchange(me=1)
-    ex.fetched("f" * 64, True, present(1, 2), 1.0)
+    ex.fetched("f" * 64, result(0), 1.0)
     assert ex.held == ()

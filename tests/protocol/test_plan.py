@@ -1,13 +1,15 @@
-"""Which member reduces which part: evenly, and where it was if that is even."""
+"""Which member reduces which part, evenly and where it was if that is even; and who is in which group."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potluck.protocol.plan import assign, reassign
+from potluck.protocol.plan import FLAT, assign, groups_for, reassign, ring
+from potluck.wire.messages import MAX_GROUP
 
 from .support import member
 
@@ -62,3 +64,47 @@ def test_reassigned_parts_go_to_the_least_loaded_that_live(parts: int, members: 
         assert load[heir] == min(load[m] for m in live)
         load[heir] += 1
     assert moves == reassign(orphans, reducers, live)
+
+
+# -- groups ------------------------------------------------------------------------------------------
+
+sizes = st.integers(1, 20_000)
+
+
+@given(sizes)
+def test_up_to_a_number_of_members_there_is_one_group_and_then_about_the_square_root(members: int) -> None:
+    groups = groups_for(members)
+    assert (groups == 1) == (members <= FLAT)
+    assert groups == 1 or abs(groups - math.sqrt(members)) <= 0.5
+    assert groups_for(members, members) == 1
+    assert groups_for(members, 0) in (math.floor(math.sqrt(members)), math.ceil(math.sqrt(members)))
+
+
+@given(sizes)
+def test_every_member_is_in_one_group_and_they_are_as_even_as_can_be(members: int) -> None:
+    groups = groups_for(members)
+    found = [list(ring(group, groups, members, 0)) for group in range(groups)]
+    assert sorted(index for group in found for index in group) == list(range(members))
+    assert all(index % groups == number for number, group in enumerate(found) for index in group)
+    lengths = [len(group) for group in found]
+    assert max(lengths) - min(lengths) <= 1
+    assert groups == 1 or max(lengths) <= MAX_GROUP
+
+
+@given(sizes, st.integers(0, 10**6), st.data())
+def test_at_each_turn_another_one_of_a_group_comes_first_until_all_did(members: int, turn: int, data) -> None:  # type: ignore[no-untyped-def]
+    groups = groups_for(members)
+    group = data.draw(st.integers(0, groups - 1))
+    one, after = (list(ring(group, groups, members, t)) for t in (turn, turn + 1))
+    assert one[1:] + one[:1] == after
+    assert sorted(one) == list(ring(group, groups, members, 0))
+    assert list(ring(group, groups, members, turn + len(one))) == one
+
+
+@given(st.integers(FLAT + 1, 5000))
+def test_over_the_parts_of_a_round_the_work_goes_round_a_group(members: int) -> None:
+    groups = groups_for(members)
+    for group in (0, groups - 1):
+        size = len(list(ring(group, groups, members, 0)))
+        firsts = Counter(next(ring(group, groups, members, turn)) for turn in range(3 * size))
+        assert set(firsts.values()) == {3}

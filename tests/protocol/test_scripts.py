@@ -86,6 +86,29 @@ def _has(other: SimPeer, reducer: SimPeer) -> bool:
     return exchange is not None and bool(_own(reducer) & {info.digest for info in exchange.held})
 
 
+def who_gathers_dies(sim: Simulation) -> None:
+    """One that gathers for its group, and reduces nothing, dies with what came to it."""
+    dead: list[SimPeer] = []
+
+    def look() -> None:
+        for peer in sim.living():
+            if not dead and _gathered(peer):
+                dead.append(peer)
+                sim.kill(peer)
+        if not dead:
+            sim.at(0.02, look)
+
+    look()
+
+
+def _gathered(peer: SimPeer) -> bool:
+    """Whether another's contribution is here, and none of the parts is ours to reduce."""
+    exchange = peer.core.exchange
+    if exchange is None or exchange.index is None or exchange.reduces_any:
+        return False
+    return any(part.gathered.keys() - {exchange.index} for part in exchange._parts)
+
+
 def two_stewards(sim: Simulation) -> None:
     """Two peers act as stewards at once, neither hearing the other: the ledger lets one win."""
     plan(sim, "at 4 mute peer1 -> peer3 for 10", "at 4 mute peer3 -> peer1 for 10")
@@ -120,6 +143,7 @@ DIALOGUES: dict[Callable[[Simulation], None], World] = {
     reducer_dies: QUIET,
     reducer_dies_while_reducing: QUIET,
     reducer_dies_after_its_part_is_out: QUIET,
+    who_gathers_dies: replace(QUIET, peers=6, flat=3, round_tokens=1600),
     two_stewards: QUIET,
     asymmetric_partition: QUIET,
     stopped_for_a_minute: replace(QUIET, duration_s=90.0, round_tokens=3000),

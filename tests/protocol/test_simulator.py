@@ -5,10 +5,12 @@ A failing seed tells how to see it again. Once mended it goes to ``REGRESSIONS``
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -18,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potluck.peer.dataplane import Carry, DataPlane
+from potluck.peer.dataplane import Carry, DataPlane, Vector
 from potluck.protocol import steward
+from potluck.protocol.plan import groups_for
 from potluck.protocol.steward import Decision
 from potluck.store.contents import MemoryStore
 from potluck.testing.scenario import CALM as QUIET
@@ -196,9 +199,13 @@ DEATH = replace(CALM, peers=6, duration_s=14.0, round_tokens=600)
 GRID_S = 0.2
 
 
-def a_round() -> tuple[float, float]:
+GROUPS = replace(DEATH, peers=9, flat=3, round_tokens=900)
+"""Three groups of three."""
+
+
+def a_round(world_: World = DEATH) -> tuple[float, float]:
     """When a round of that world is committed, and the next one."""
-    sim = Simulation(11, DEATH)
+    sim = Simulation(11, world_)
     sim.run()
     times = [seen.at for seen in sim.referee.commits.values()]
     return times[2], times[3]
@@ -211,9 +218,9 @@ def opened_at() -> float:
     return next(at for at, _, text in sim.outcome.notes if text.startswith("round 4 opened"))
 
 
-def death(place: int, at_s: float) -> tuple[float, set[Member], set[Member]]:
+def death(place: int, at_s: float, world_: World = DEATH) -> tuple[float, set[Member], set[Member]]:
     """One peer dies: how long until the next commit, who is in every part of it, and who survived."""
-    sim = Simulation(11, replace(DEATH, duration_s=at_s + 12))
+    sim = Simulation(11, replace(world_, duration_s=at_s + 12))
     sim.at(at_s, lambda: sim.kill(sim.living()[place]))
     sim.run()
     survivors = {peer.me for peer in sim.living()}
@@ -229,16 +236,66 @@ def death(place: int, at_s: float) -> tuple[float, set[Member], set[Member]]:
 @pytest.mark.parametrize("place", range(6))
 def test_after_the_death_of_any_one_peer_at_any_time_the_next_round_has_every_survivor(place: int) -> None:
     """Reducer or not (there are five parts), steward or not, in each phase of a round."""
-    begins, ends = a_round()
+    assert list(_left_out(place, DEATH, GRID_S, 10.0)) == []
+
+
+def _left_out(place: int, world_: World, grid_s: float, bound_s: float) -> Iterator[str]:
+    """In words, where a death at some time of a round costs a survivor that, or all of them much time."""
+    begins, ends = a_round(world_)
     assert 1.0 < ends - begins < 6.0
-    failures = []
-    for tick in range(int((ends - begins) / GRID_S) + 1):
-        at_s = begins + tick * GRID_S
-        took_s, contributors, survivors = death(place, at_s)
-        if took_s > 10.0 or not survivors <= contributors:
+    for tick in range(int((ends - begins) / grid_s) + 1):
+        at_s = begins + tick * grid_s
+        took_s, contributors, survivors = death(place, at_s, world_)
+        if took_s > bound_s or not survivors <= contributors:
             missing = sorted(member.peer[:4] for member in survivors - contributors)
-            failures.append(f"death at {at_s:.1f} s: committed {took_s:.1f} s later, without {missing}")
-    assert not failures
+            yield f"death at {at_s:.1f} s: committed {took_s:.1f} s later, without {missing}"
+
+
+def test_after_the_death_of_any_one_peer_the_next_round_of_groups_has_every_survivor() -> None:
+    """The group finds another that gathers for it, and the reducer waits for that."""
+    assert [said for place in range(9) for said in _left_out(place, GROUPS, 0.7, 20.0)] == []
+
+
+def test_halves_that_reach_each_other_only_through_the_hub_go_on() -> None:
+    """Each has results that the other can't get, so no peer has them all."""
+    for seed in (1, 2, 3):
+        cuts = [f"at 20 cut peer{a} peer{b} for 100" for a in (1, 2) for b in (3, 4)]
+        world_ = replace(CALM, peers=4, duration_s=140.0, calm_s=30.0)
+        outcome = Simulation(seed, world_, [fault(cut) for cut in cuts]).run()
+        assert outcome.longest_s < 40
+
+
+class Leaving(Simulation):
+    """One of two peers only follows; the other leaves in a round, and stays three seconds at most."""
+
+    left_in: int | None = None
+    until = math.inf
+
+    def spawn(self, store: MemoryStore, theta: Vector | None = None, peer: str | None = None) -> None:
+        super().spawn(store, theta, peer)
+        if theta is None:
+            assert peer is not None
+            self.peers[peer].core.trains = False
+            self.peers[peer].machine.stall(1e9)
+        else:
+            self.at(20.0, self._look)
+
+    def _look(self) -> None:
+        trainer = next(p for p in self.living() if p.core.trains)
+        exchange = trainer.core.exchange
+        if self.left_in is None and exchange is not None and exchange.index is not None:
+            self.left_in, self.until = exchange.round, self.now + 3.0
+            trainer.core.leaving = True
+            trainer._announce()
+        self.stopped = self.now > self.until or (self.left_in is not None and trainer.core.may_leave)
+        self.at(0.1, self._look)
+
+
+def test_the_last_round_of_a_trainer_that_leaves_followers_behind_is_committed() -> None:
+    for seed in range(4):
+        sim = Leaving(seed, replace(CALM, peers=2, bound_s=1000.0), ())
+        sim.run()
+        assert sim.left_in == max(sim.referee.commits)
 
 
 def test_a_swarm_that_died_goes_on_from_any_one_disk() -> None:
@@ -283,7 +340,7 @@ def test_every_token_of_a_calm_world_is_counted_once() -> None:
 
 
 def test_progress_that_is_all_zero_goes_through_like_any_other() -> None:
-    """Every part of every round then has the same bytes."""
+    """Every part of every round then has the same values."""
     sim = Simulation(1, replace(CALM, peers=3, learning=0.0, duration_s=45.0))
     outcome = sim.run()
     assert outcome.rounds >= 5
@@ -338,6 +395,36 @@ def _part(sim: Simulation) -> None:
     for a in sim.peers:
         for b in sim.peers:
             sim.faults.cut(sim.named(a), sim.named(b), 2.0)
+
+
+# -- large rounds ------------------------------------------------------------------------------------
+
+
+def test_a_hundred_peers_are_all_in_every_part_and_none_sends_more_than_its_group_needs() -> None:
+    """Besides its own parts: that is ten times less than if each reducer talked to all."""
+    sim = Simulation(3, replace(CALM, peers=100, duration_s=17.0, round_tokens=0))
+    sent: dict[int, Counter[tuple[str, str]]] = defaultdict(Counter)
+
+    def asked(peer: str, other: str, what: str) -> None:
+        sent[sim.head().round][peer, what] += 1
+
+    sim.asked = asked  # type: ignore[method-assign]
+    outcome = sim.run()
+    assert outcome.rounds >= 3
+    assert (outcome.reopened, outcome.reassigned) == (0, 0)
+    parts, groups = sim.recipe.rounds.parts, groups_for(100)
+    for seen in sim.referee.commits.values():
+        everybody = list(range(100))
+        assert all([index for index, _ in part.contributors] == everybody for part in seen.commit.parts)
+    for round_ in range(1, outcome.rounds):
+        given = {peer: n for (peer, what), n in sent[round_].items() if what == "contribution"}
+        rest: Counter[str] = Counter()
+        for (peer, what), n in sent[round_].items():
+            rest[peer] += n if what != "contribution" else 0
+        assert max(given.values()) <= parts, "once each, and each counted at once"
+        assert sum(given.values()) == parts * (100 - groups)
+        assert max(rest.values()) <= 4 * groups
+        assert sum(rest.values()) <= parts * (100 + 2 * groups)
 
 
 # -- the referee can say no --------------------------------------------------------------------------

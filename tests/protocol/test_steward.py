@@ -27,6 +27,7 @@ from potluck.wire.records import (
     Commit,
     Entry,
     Finish,
+    Held,
     Open,
     PartInfo,
     Reassign,
@@ -40,6 +41,7 @@ from .support import (
     committed,
     genesis,
     heard,
+    known,
     member,
     moved,
     opened,
@@ -55,19 +57,29 @@ START = Times(committed=0.0, opened=0.0)
 R0, R1 = result(0), result(1)
 
 
+KNOWN = known(R0, R1)
+
+
 def decided(
-    view: RunView, swarm: Swarm, now: float = 1.0, rules: Rules = RULES, times: Times = START
+    view: RunView,
+    swarm: Swarm,
+    now: float = 1.0,
+    rules: Rules = RULES,
+    times: Times = START,
+    here: dict[str, PartInfo] = KNOWN,
 ) -> Decision:
-    decision = decide(view, swarm, rules, times, now)
+    decision = decide(view, swarm, rules, times, now, here)
     if decision.body is not None:
         # Whatever is decided can be written, read, and stands where it is written.
         record: Record = decode(Chain().next("0" * 64, decision.body), Record)
         assert record.body == decision.body
         assert len(decision.body.reason) <= 2000
+    if isinstance(decision.body, Commit):
+        return Decision(decision.body.spelt_out(), decision.reason)
     return decision
 
 
-def holding(n: int, *infos: PartInfo, **more: Any) -> Progress:
+def holding(n: int, *infos: PartInfo | Held, **more: Any) -> Progress:
     return says(n, held=infos, **more)
 
 
@@ -176,6 +188,17 @@ def test_the_run_ends_at_its_goal(rules: Rules, reason: str) -> None:
     assert not isinstance(decided(view_of(genesis()), swarm, rules=rules).body, Finish)
 
 
+@pytest.mark.parametrize(("peers", "flat", "groups"), [(9, 9, 1), (9, 3, 3), (32, 32, 1), (33, 32, 6)])
+def test_a_round_of_many_members_has_groups(peers: int, flat: int, groups: int) -> None:
+    swarm, rules = heard(*(says(n) for n in range(peers))), Rules(200, 3.0, 0, 0, 1000, flat)
+    opens = decided(view_of(genesis()), swarm, rules=rules)
+    assert isinstance(opens.body, Open)
+    assert (len(opens.body.members), opens.body.groups) == (peers, groups)
+    view = view_of(genesis(), opens.body)
+    assert view.open is not None
+    assert view.open.groups == groups
+
+
 # -- commit ------------------------------------------------------------------------------------------
 
 
@@ -201,7 +224,7 @@ def test_a_commit_says_who_is_not_in_it_and_why() -> None:
     lone = tuple(result(p, (0, 60.0)) for p in range(2))
     view = view_of(genesis(), opened(members=(1, 2, 3)))
     swarm = heard(holding(1, *lone), holding(2, *lone))
-    commits = decided(view, swarm)
+    commits = decided(view, swarm, here=known(*lone))
     peer3 = peer_id(3)[:8]
     assert commits.reason == f"all 2 parts held by two members; without peer2 (late), {peer3} (gone)"
 
@@ -210,7 +233,7 @@ def test_a_commit_counts_each_contributor_once_and_weighs_their_losses() -> None
     partly = result(1, (0, 60.0))
     view = view_of(genesis(), opened())
     swarm = heard(holding(1, R0, partly, loss=2.0), holding(2, R0, partly, loss=3.0))
-    commits = decided(view, swarm)
+    commits = decided(view, swarm, here=known(R0, partly))
     assert isinstance(commits.body, Commit)
     assert commits.body.tokens == 100
     assert commits.body.loss == pytest.approx(2.0 * 0.6 + 3.0 * 0.4)
@@ -240,55 +263,66 @@ def test_what_is_held_of_another_round_or_by_who_left_does_not_count(more: dict[
 def test_of_two_results_the_more_held_one_counts_and_the_lower_digest_breaks_a_tie() -> None:
     view = view_of(genesis(parts=1), opened(members=(1, 2, 3), reducers=(0,)))
     a, b = sorted((result(0, (0, 60.0), label="a"), result(0, (0, 60.0), label="b")), key=lambda i: i.digest)
-    tie = decided(view, heard(holding(1, a, b), holding(2, b, a), says(3)))
+    here = known(a, b)
+    tie = decided(view, heard(holding(1, a, b), holding(2, b, a), says(3)), here=here)
     assert isinstance(tie.body, Commit)
     assert tie.body.parts == (a,)
-    more = decided(view, heard(holding(1, a, b), holding(2, b, a), holding(3, b)))
+    more = decided(view, heard(holding(1, a, b), holding(2, b, a), holding(3, b)), here=here)
     assert isinstance(more.body, Commit)
     assert more.body.parts == (b,)
+
+
+def test_only_results_whose_content_is_here_are_committed() -> None:
+    """Who is in a result stands in it, and not in what is said of it."""
+    view = view_of(genesis(), opened())
+    swarm = heard(holding(1, R0, R1), holding(2, R0, R1))
+    for here, lacking in (({}, 2), (known(R0), 1), (known(result(0, label="other"), R1), 1)):
+        waits = decided(view, swarm, here=here)
+        assert waits == Decision(None, f"round 1 is ready; {lacking} of its parts are not here yet")
+    weights = replace(R0, contributors=((1, 7.0),))
+    commits = decided(view, swarm, here=known(weights, R1))
+    assert isinstance(commits.body, Commit)
+    assert commits.body.parts == (weights, R1)
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        result(7),
-        result(0, (5, 1.0)),
-        result(0, (0, math.inf)),
-        result(0, (0, 1.0), (0, 1.0)),
-        PartInfo(0, R0.digest, 8, ()),
-        PartInfo(0, R0.digest, 8, ((0, math.nan),)),
+        Held(7, R0.digest, 8),
+        Held(2, R0.digest, 8),
+        Held(0, R0.digest, 9),
+        Held(0, "f" * 64, 8),
+        Held(0, R1.digest, 8),
     ],
 )
-def test_garbage_in_announcements_neither_counts_nor_stops_anybody(bad: PartInfo) -> None:
-    view = view_of(genesis(), opened())
-    alone = decided(view, heard(holding(1, bad), holding(2, bad)))
+def test_garbage_in_announcements_neither_counts_nor_stops_anybody(bad: Held) -> None:
+    view = view_of(genesis(), opened(members=(1, 2, 3)))
+    alone = decided(view, heard(holding(1, bad), says(2), says(3)))
     assert alone.reason == "round 1: 2 of 2 parts not yet held by 2; reduced by peer1, peer2"
-    swarm = heard(holding(0, bad, since=0), holding(1, R0, R1), holding(2, R0, R1))
+    swarm = heard(holding(1, bad, R0), holding(2, R0, R1), holding(3, R0, R1))
     commits = decided(view, swarm)
     assert isinstance(commits.body, Commit)
     assert commits.body.parts == (R0, R1)
+
+
+def test_what_two_say_of_a_result_is_not_committed_against_what_stands_in_it() -> None:
+    """Nobody could follow such a commit, and it would be written again and again."""
+    view, lie = view_of(genesis(), opened(members=(1, 2, 3))), Held(0, R1.digest, 8)
+    said = decided(view, heard(holding(1, lie, R1), holding(2, lie, R1), holding(3, R0, R1)))
+    assert said.body is None or view.follow(_entry(view, said)) is None
 
 
 def test_one_peer_can_not_hold_a_part_twice() -> None:
     view = view_of(genesis(), opened())
-    other = replace(R0, contributors=((1, 40.0),))
+    other = replace(R0.held, size=9)
     swarm = heard(holding(1, R0, R0, other, R1, R1), says(2))
     assert decided(view, swarm).reason == ("round 1: 2 of 2 parts not yet held by 2; reduced by peer1, peer2")
-
-
-def test_of_two_descriptions_of_the_same_bytes_the_more_frequent_one_counts() -> None:
-    view = view_of(genesis(), opened(members=(1, 2, 3)))
-    lie = replace(R0, contributors=((2, 1e6),))
-    swarm = heard(holding(1, lie, R1), holding(2, R0, R1), holding(3, R0, R1))
-    commits = decided(view, swarm)
-    assert isinstance(commits.body, Commit)
-    assert commits.body.parts == (R0, R1)
 
 
 def test_the_tokens_of_a_commit_fit_a_record_whatever_weights_are_claimed() -> None:
     greedy = tuple(result(p, (0, float(MAX_WEIGHT)), (1, float(MAX_WEIGHT))) for p in range(2))
     view = view_of(genesis(), opened())
-    commits = decided(view, heard(holding(1, *greedy), holding(2, *greedy)))
+    commits = decided(view, heard(holding(1, *greedy), holding(2, *greedy)), here=known(*greedy))
     assert isinstance(commits.body, Commit)
     assert commits.body.tokens == MAX_WEIGHT
 
@@ -392,6 +426,15 @@ def test_two_that_hold_what_they_reduced_themselves_do_not_block_the_rest_for_ev
     again = decided(view_of(*bodies), swarm, now=18.0)
     assert isinstance(again.body, Open)
     assert again.body.members == (member(2),)
+
+
+def test_a_round_of_which_nobody_has_all_results_is_opened_again_in_the_end() -> None:
+    view = view_of(genesis(), opened())
+    swarm = heard(holding(1, R0, R1), holding(2, R0, R1), at=16.0)
+    assert decided(view, swarm, now=17.0, here=known(R0)).body is None
+    again = decided(view, swarm, now=17.1, here=known(R0))
+    assert isinstance(again.body, Open)
+    assert decided(view, swarm, now=17.1).reason == "all 2 parts held by two members"
 
 
 def test_patience_counts_from_the_last_reassignment() -> None:

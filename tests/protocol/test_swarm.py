@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from potluck.protocol.swarm import EXPIRY_S, GAP_S, Swarm
+from typing import Any
 
-from .support import BASE, heard, member, peer_id, says
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potluck.protocol.swarm import CROWD, EXPIRY_S, GAP_S, Swarm
+from potluck.wire.messages import MAX_EVERY_S, Progress
+
+from .support import BASE, heard, member, peer_id, says, update
 
 OTHER = "f" * 64
 ALMOST = EXPIRY_S - 0.01
@@ -112,3 +119,174 @@ def test_the_state_of_most_is_the_base_and_the_longest_present_break_a_tie() -> 
     assert heard(says(1, round=1, state=OTHER), says(2)).majority(0, 0.0) == BASE
     assert heard(says(1, state=""), says(2, round=3)).majority(0, 0.0) is None
     assert heard(says(1)).majority(0, EXPIRY_S) is None
+
+
+# -- crowds ------------------------------------------------------------------------------------------
+
+
+def crowd(size: int, **more: Any) -> Swarm:
+    return heard(*(says(n, **more) for n in range(size)))
+
+
+def test_up_to_a_number_of_peers_each_announces_itself_once_a_second_and_then_all_together_as_often() -> None:
+    assert Swarm().every_s(0.0) == crowd(1).every_s(0.0) == crowd(CROWD).every_s(0.0) == 1.0
+    assert crowd(CROWD + 20).every_s(0.0) == pytest.approx(1.1)
+    many = crowd(CROWD * 3)
+    assert many.every_s(0.0) == 3.0
+    assert many.every_s(EXPIRY_S) == 1.0, "those that are there count"
+
+
+def test_nobody_announces_itself_more_seldom_than_a_message_can_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potluck.protocol.swarm.CROWD", 1)
+    assert crowd(int(MAX_EVERY_S) + 50).every_s(0.0) == MAX_EVERY_S
+
+
+def test_who_announces_itself_seldom_is_missed_the_later() -> None:
+    swarm = heard(says(1, every_s=3.0), says(2))
+    assert names(swarm, EXPIRY_S) == ["peer1"]
+    assert swarm.lives(member(1), 3 * EXPIRY_S - 0.01)
+    assert not swarm.lives(member(1), 3 * EXPIRY_S)
+    assert swarm.hear(says(1, beat=1, every_s=1.0), 20.0)
+    assert not swarm.lives(member(1), 20.0 + EXPIRY_S), "what it said last counts"
+
+
+def test_a_gap_is_as_long_as_what_we_said_of_our_next_announcement() -> None:
+    swarm = heard(says(1))
+    assert not swarm.echo(0.0, 4.0)
+    assert not swarm.deaf(4 * GAP_S)
+    assert swarm.deaf(4 * GAP_S + 0.1)
+    assert not swarm.echo(4 * GAP_S, 1.0)
+    assert swarm.deaf(5 * GAP_S + 0.1)
+
+
+def test_in_a_crowd_one_listens_the_longer_before_it_is_settled() -> None:
+    swarm = crowd(CROWD * 3, every_s=3.0)
+    assert not swarm.settled(0.0)
+    swarm.echo(0.0, 3.0)
+    assert not swarm.settled(EXPIRY_S)
+    for n in range(CROWD * 3):
+        assert swarm.hear(says(n, beat=1, every_s=3.0), EXPIRY_S)
+    assert not swarm.settled(3 * EXPIRY_S - 0.1)
+    assert swarm.settled(3 * EXPIRY_S)
+
+
+def test_those_that_were_there_before_the_hub_get_as_long_as_they_said_to_be_heard_again() -> None:
+    swarm = heard(says(1, every_s=3.0), says(2))
+    swarm.echo(0.0)
+    assert swarm.echo(50.0)
+    assert names(swarm, 50.0) == ["peer1", "peer2"]
+    for now in range(50, 50 + int(EXPIRY_S) + 1):
+        swarm.echo(float(now))
+    assert names(swarm, 50.0 + EXPIRY_S) == ["peer1"]
+
+
+@pytest.mark.parametrize(("before_s", "after_s", "there"), [(1.0, 2.0, True), (2.0, 1.0, False)])
+def test_where_time_stood_still_depends_on_what_was_said_before_and_not_on_what_is_said_now(
+    before_s: float, after_s: float, there: bool
+) -> None:
+    swarm = Swarm()
+    swarm.echo(0.0, before_s)
+    assert swarm.hear(says(1), 0.0)
+    stood_s = GAP_S * before_s
+    assert swarm.lives(member(1), 40.0) == (stood_s < EXPIRY_S) == there
+    assert swarm.echo(50.0, after_s)
+    assert swarm.lives(member(1), 50.0) == there
+
+
+# -- the line of stewards ----------------------------------------------------------------------------
+
+
+def line(swarm: Swarm, *numbers: int, members: tuple[int, ...] = (), now: float = 0.0) -> list[int | None]:
+    inside = tuple(member(n) for n in members)
+    return [swarm.place(peer_id(n), inside, now) for n in numbers]
+
+
+def test_members_of_the_open_round_come_first_and_then_the_longest_present() -> None:
+    swarm = heard(says(1), says(2), says(3, phase="following"), says(4))
+    assert line(swarm, 1, 2, 3, 4) == [0, 1, 2, 3]
+    assert line(swarm, 1, 2, 3, 4, members=(4, 2)) == [2, 0, 3, 1]
+    assert line(swarm, 9) == [None]
+
+
+@pytest.mark.parametrize("phase", ["joining", "leaving", "gone"])
+def test_who_comes_or_leaves_has_no_place(phase: str) -> None:
+    swarm = heard(says(1), says(2, phase=phase), says(3))
+    assert line(swarm, 1, 2, 3) == [0, None, 1]
+
+
+def test_the_line_follows_time_and_news() -> None:
+    swarm, members = heard(says(1), says(2), says(3)), (member(3),)
+    assert [swarm.place(peer_id(n), members, 0.0) for n in (1, 2, 3)] == [1, 2, 0]
+    update(swarm, 1.0, says(1, phase="leaving"), says(2), says(3))
+    assert [swarm.place(peer_id(n), members, 1.0) for n in (1, 2, 3)] == [None, 1, 0]
+    update(swarm, 3.0, says(2), says(0))
+    assert [swarm.place(peer_id(n), members, 1.0 + EXPIRY_S) for n in (0, 1, 2, 3)] == [0, None, 1, None]
+    assert line(swarm, 0, 2, members=(2,), now=1.0 + EXPIRY_S) == [1, 0], "another round, another line"
+
+
+def test_in_a_crowd_a_line_does_for_a_second() -> None:
+    swarm, members = heard(*(says(n) for n in range(CROWD + 2)), at=0.0), ()
+    for n in range(1, CROWD + 2):
+        assert swarm.hear(says(n, beat=1), 3.5)
+    assert swarm.place(peer_id(1), members, 3.5) == 1
+    assert swarm.place(peer_id(1), members, 4.4) == 1, "who was before it is gone"
+    assert swarm.place(peer_id(1), members, 4.5) == 0
+    assert swarm.hear(says(1, beat=2, phase="leaving"), 4.6)
+    assert swarm.place(peer_id(1), members, 4.6) is None, "news of who comes and leaves counts at once"
+
+
+# -- what is remembered is what would be found anew --------------------------------------------------
+
+
+def naive_alive(swarm: Swarm, now: float) -> list[Progress]:
+    now = swarm._time(now)
+    there = [h.progress for h in swarm._heard.values() if now < h.until and h.progress.phase != "gone"]
+    return sorted(there, key=lambda p: (p.since, p.peer))
+
+
+def naive_place(swarm: Swarm, peer: str, members: tuple[int, ...], now: float) -> int | None:
+    inside = {peer_id(n) for n in members}
+    order = [p for p in naive_alive(swarm, now) if p.phase in ("training", "following")]
+    order.sort(key=lambda p: p.peer not in inside)
+    return next((place for place, p in enumerate(order) if p.peer == peer), None)
+
+
+says_something = st.builds(
+    says,
+    st.integers(1, 4),
+    session=st.sampled_from("ab"),
+    since=st.integers(0, 2),
+    beat=st.integers(0, 30),
+    every_s=st.sampled_from([1.0, 1.5, 4.0]),
+    phase=st.sampled_from(["training", "training", "following", "joining", "gone"]),
+)
+happens = st.one_of(
+    says_something,
+    says_something,
+    st.floats(0.0, 6.0).map(lambda s: ("time", s)),
+    st.sampled_from([1.0, 3.0]).map(lambda s: ("echo", s)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(happens, max_size=40), st.data())
+def test_whoever_is_there_is_found_as_if_looked_for_anew(events: list[Any], data: st.DataObject) -> None:
+    swarm, now = Swarm(), 0.0
+    lines = [(), (2,), (3, 1)]
+    members = [tuple(member(n) for n in some) for some in lines]
+    for event in events:
+        if isinstance(event, Progress):
+            swarm.hear(event, now)
+        elif event[0] == "time":
+            now += event[1]
+        else:
+            swarm.echo(now, event[1])
+        if data.draw(st.booleans()):
+            continue  # not looked at each time: what is remembered may be old
+        found = swarm.alive(now)
+        assert found == naive_alive(swarm, now)
+        assert {p.peer for p in found} == {p.peer for p in found if swarm.lives(p.member, now)}
+        which = data.draw(st.integers(0, 2))
+        for n in range(1, 5):
+            due = naive_place(swarm, peer_id(n), lines[which], now)
+            assert swarm.place(peer_id(n), members[which], now) == due

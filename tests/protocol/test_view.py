@@ -40,6 +40,7 @@ OVER = Finish(0, "enough")
         ([GENESIS], opened(grace_s=0), "its grace period is no time"),
         ([GENESIS], opened(grace_s=math.inf), "its grace period is no time"),
         ([GENESIS], opened(grace_s=math.nan), "its grace period is no time"),
+        ([GENESIS], opened(groups=3), "it has more groups than members"),
         ([GENESIS], moved((0, 1)), "its round is not open"),
         ([GENESIS, OPEN], moved((0, 1), round_=2), "its round is not open"),
         ([GENESIS, OPEN], moved((0, 1), attempt=1), "its round is not open"),
@@ -157,3 +158,38 @@ def test_the_end_closes_the_open_round_and_leaves_room_for_a_last_snapshot() -> 
     view = view_of(GENESIS, OPEN, COMMIT, opened(2), Finish(1, "enough"), snapshot(1))
     assert view.finished is not None
     assert (view.finished.reason, view.open, sorted(view.snapshots)) == ("enough", None, [1])
+
+
+# -- commits in few bytes ----------------------------------------------------------------------------
+
+
+def test_a_commit_counts_the_same_however_it_is_written() -> None:
+    whole = committed(1, result(0), result(1, (1, 40.0)))
+    short, long = view_of(GENESIS, OPEN, whole.abridged()), view_of(GENESIS, OPEN, whole)
+    assert whole.abridged() != whole
+    assert short.commits == long.commits == {1: whole}
+
+
+@pytest.mark.parametrize(
+    ("weights", "without"),
+    [
+        ((), ()),
+        (((0, 60.0), (1, 40.0)), (0, 1)),
+        (((0, 60.0), (0, 40.0)), ()),
+        (((1, 60.0), (0, 40.0)), ()),
+        (((0, 60.0), (2, 40.0)), ()),
+        (((0, 60.0), (1, math.nan)), ()),
+        (((0, 60.0), (1, 0.0)), ()),
+        (((0, 60.0), (1, 2.0 * MAX_WEIGHT)), ()),
+    ],
+)
+def test_a_commit_whose_weights_can_not_be_is_skipped(
+    weights: tuple[tuple[int, float], ...], without: tuple[int, ...]
+) -> None:
+    short = committed().abridged()
+    parts = tuple(replace(info, without=without) for info in short.parts)
+    ledger, view = Ledger(), view_of(GENESIS, OPEN)
+    for body in (GENESIS, OPEN):
+        ledger.add(body)
+    assert view.follow(ledger.add(replace(short, parts=parts, weights=weights)))
+    assert view.open is not None

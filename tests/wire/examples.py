@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from potluck.wire.codec import WIRE
-from potluck.wire.messages import Answer, Fetch, Hello, Progress, PushContribution, PushResult
+from potluck.wire.messages import (
+    Answer,
+    Fetch,
+    Hello,
+    Progress,
+    PushContribution,
+    PushPartial,
+    PushResult,
+    Request,
+)
 from potluck.wire.records import (
     Blob,
     Commit,
     Finish,
     Genesis,
     Grant,
+    Held,
     Member,
     Move,
     Open,
@@ -21,18 +31,22 @@ from potluck.wire.records import (
     Snapshot,
     TensorSpec,
 )
+from potluck.wire.result import Tally
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 ONE, TWO = Member(A, "session-1"), Member(B, "session-2")
 BLOB = Blob("model.safetensors", 7, 4, (A, B))
 INFO = PartInfo(1, C, 800, ((0, 60.5), (1, 40.0)))
+SHORT = PartInfo(2, A, 900, (), (), (1, 4))
+TALLY = Tally(3, 1, 2, ((0, 60.5), (1, 40.0)), ((0, 12),))
 
 BODIES: list[Any] = [
     Genesis("run", WIRE, "recipe", (TensorSpec("w", (2, 3)), TensorSpec("s", ())), 4, A, (BLOB,)),
-    Open(3, 1, (ONE, TWO), (0, 1, 0), C, 4.5, "tokens done"),
+    Open(3, 1, (ONE, TWO), (0, 1, 0), C, 4.5, "tokens done", 2),
     Reassign(3, 1, ((2, 1), (0, 1)), "somebody died"),
     Commit(3, 1, (INFO,), 100, 2.5, "all held"),
     Commit(3, 1, (INFO,), 100, 2.5, "all held", ((0, 12), (1, 7))),
+    Commit(3, 1, (SHORT,), 100, 2.5, "all held", (), ((0, 60.5), (1, 40.0), (4, 8.0))),
     Grant((TWO,), ((ONE, 40),), "it wants some"),
     Snapshot(3, A, (BLOB,), "two wrote it"),
     Finish(9, "enough"),
@@ -42,8 +56,8 @@ BODIES: list[Any] = [
 REQUESTS: list[Any] = [
     Hello(WIRE, "run", "session-1"),
     PushContribution(3, 1, 2, 60.5, 800, 12),
-    PushResult(3, 1, INFO),
-    PushResult(3, 1, PartInfo(1, C, 800, ((0, 60.5), (1, 40.0)), ((0, 12),))),
+    PushPartial(3, 1, 2, ((0, 60.5), (4, 40.0)), ((0, 12),), (8, 12), 800),
+    PushResult(3, 1, INFO.held),
     Fetch(C),
 ]
 
@@ -51,6 +65,7 @@ PROGRESS = Progress(
     peer=A,
     session="session-1",
     beat=7,
+    every_s=2.5,
     since=2,
     name="ann",
     version="0.1.0",
@@ -71,7 +86,7 @@ PROGRESS = Progress(
     waiting=True,
     attempt=1,
     abstains=True,
-    held=(INFO,),
+    held=(INFO.held, Held(2, A, 900)),
     snapshots={3: C},
     parts_from=1,
     bytes_sent=5,
@@ -79,15 +94,18 @@ PROGRESS = Progress(
     activity="training",
 )
 
-ANSWER = Answer(False, "late", True, 9, version=True)
+ANSWER = Answer(False, "late", True, 9, version=True, known=(0, 4))
 
 MESSAGES: list[tuple[Any, Any]] = [
     *((Record(C, A, body), Record) for body in BODIES),
-    *((request, Hello | PushContribution | PushResult | Fetch) for request in REQUESTS),
+    *((request, Request) for request in REQUESTS),
     (PROGRESS, Progress),
     (ANSWER, Answer),
     (BLOB, Blob),
     (INFO, PartInfo),
+    (SHORT, PartInfo),
+    (TALLY, Tally),
+    (INFO.held, Held),
     (ONE, Member),
 ]
 

@@ -13,12 +13,24 @@ from hypothesis import strategies as st
 
 from potluck.errors import ProtocolError
 from potluck.wire.codec import MAX_MESSAGE_BYTES, decode, encode
-from potluck.wire.messages import Answer, Fetch, Hello, Progress, PushContribution, PushResult, Request
+from potluck.wire.messages import (
+    MAX_EVERY_S,
+    MAX_GROUP,
+    Answer,
+    Fetch,
+    Hello,
+    Progress,
+    PushContribution,
+    PushPartial,
+    PushResult,
+    Request,
+)
 from potluck.wire.records import (
     Blob,
     Body,
     Commit,
     Genesis,
+    Held,
     Member,
     Open,
     PartInfo,
@@ -28,6 +40,7 @@ from potluck.wire.records import (
     TensorSpec,
     Unreadable,
 )
+from potluck.wire.result import Tally
 
 from .examples import ANSWER, BODIES, INFO, MESSAGES, PROGRESS, REQUESTS, A, B, C, label
 
@@ -126,7 +139,7 @@ def test_a_message_of_another_kind_is_refused() -> None:
     with pytest.raises(ProtocolError):
         decode(encode(BODIES[1]), Genesis)
     with pytest.raises(ProtocolError):
-        decode(encode(ANSWER), Hello | PushContribution | PushResult | Fetch)
+        decode(encode(ANSWER), Request)
     unknown = msgspec.msgpack.encode({"type": "Surrender", "digest": C})
     with pytest.raises(ProtocolError):
         decode(unknown, Request)
@@ -147,12 +160,30 @@ TOO_MUCH: list[tuple[Any, Any]] = [
     *((PartInfo(0, C, 1, ((bad, 1.0),)), PartInfo) for bad in BAD_COUNTS),
     *((PushContribution(bad, 0, 0, 1.0, 1), Request) for bad in BAD_COUNTS),
     *((PushContribution(0, 0, 0, 1.0, bad), Request) for bad in BAD_COUNTS),
+    *((Held(0, bad, 1), Held) for bad in BAD_DIGESTS),
+    *((Held(bad, C, 1), Held) for bad in BAD_COUNTS),
+    *((PushResult(0, 0, Held(0, C, bad)), Request) for bad in BAD_COUNTS),
+    *((PushPartial(0, 0, bad, ((0, 1.0),), (), (), 1), Request) for bad in BAD_COUNTS),
+    *((PushPartial(0, 0, 0, ((bad, 1.0),), (), (), 1), Request) for bad in BAD_COUNTS),
+    *((PushPartial(0, 0, 0, ((0, 1.0),), ((0, bad),), (), 1), Request) for bad in BAD_COUNTS),
+    *((PushPartial(0, 0, 0, ((0, 1.0),), (), (bad,), 1), Request) for bad in BAD_COUNTS),
+    *((PushPartial(0, 0, 0, ((0, 1.0),), (), (), bad), Request) for bad in BAD_COUNTS),
+    (PushPartial(0, 0, 0, tuple((i, 1.0) for i in range(MAX_GROUP + 1)), (), (), 1), Request),
+    (PushPartial(0, 0, 0, ((0, 1.0),), ((0, 1),) * (MAX_GROUP + 1), (), 1), Request),
+    (PushPartial(0, 0, 0, (), (), tuple(range(MAX_GROUP + 1)), 0), Request),
+    *((Tally(bad, 0, 0, ((0, 1.0),)), Tally) for bad in BAD_COUNTS),
+    *((Tally(0, 0, 0, ((bad, 1.0),)), Tally) for bad in BAD_COUNTS),
+    *((Tally(0, 0, 0, ((0, 1.0),), ((0, bad),)), Tally) for bad in BAD_COUNTS),
+    (Tally(0, 0, 0, tuple((i, 1.0) for i in range(20_001))), Tally),
+    (Tally(0, 0, 0, ((0, 1.0),), ((0, 1),) * 20_001), Tally),
     (PartInfo(0, C, 1, ((0, 1.0, 2.0),)), PartInfo),
     (PartInfo(0, C, 1, tuple((i, 1.0) for i in range(20_001))), PartInfo),
     (Member(A, "s" * 33), Member),
     (Hello(1, "r" * 65, "s"), Request),
     (Hello(1, "r", "s" * 33), Request),
     (Answer(False, "x" * 2001), Answer),
+    (Answer(False, known=(-1,)), Answer),
+    (Answer(False, known=tuple(range(MAX_GROUP + 1))), Answer),
     (Blob("n" * 201, 1, 4, (A,)), Blob),
     (Blob("n", 1, 0, (A,)), Blob),
     (Blob("n", 1, (1 << 26) + 1, (A,)), Blob),
@@ -166,10 +197,16 @@ TOO_MUCH: list[tuple[Any, Any]] = [
     (Open(0, 0, (Member(A, "s"),), (0,) * 65_537, A, 1.0, ""), Open),
     (Open(0, 0, (Member(A, "s"),), (0,), "", 1.0, ""), Open),
     (Open(0, 0, (Member(A, "s"),), (0,), A, 1.0, "r" * 2001), Open),
+    (Open(0, 0, (Member(A, "s"),), (0,), A, 1.0, "", 0), Open),
+    (Open(0, 0, (Member(A, "s"),), (0,), A, 1.0, "", 20_001), Open),
     (Reassign(0, 0, (), ""), Reassign),
     (Reassign(0, 0, ((0, 1, 2),), ""), Reassign),
     (Commit(0, 0, (), 1, None, ""), Commit),
     (Commit(0, 0, (INFO,), 1 << 53, None, ""), Commit),
+    *((PartInfo(0, C, 1, (), (), (bad,)), PartInfo) for bad in BAD_COUNTS),
+    (PartInfo(0, C, 1, (), (), tuple(range(20_001))), PartInfo),
+    (Commit(0, 0, (INFO,), 1, None, "", (), ((-1, 1.0),)), Commit),
+    (Commit(0, 0, (INFO,), 1, None, "", (), tuple((i, 1.0) for i in range(20_001))), Commit),
     (Snapshot(0, "", (), ""), Snapshot),
     (Genesis("r", 1, "x" * 100_001, (), 1, A), Genesis),
     (Genesis("r", 1, "", (), 0, A), Genesis),
@@ -182,6 +219,10 @@ TOO_MUCH: list[tuple[Any, Any]] = [
     (msgspec.structs.replace(PROGRESS, activity="a" * 2001), Progress),
     (msgspec.structs.replace(PROGRESS, beat=-1), Progress),
     (msgspec.structs.replace(PROGRESS, since=1 << 53), Progress),
+    (msgspec.structs.replace(PROGRESS, every_s=0.5), Progress),
+    (msgspec.structs.replace(PROGRESS, every_s=MAX_EVERY_S + 1), Progress),
+    (msgspec.structs.replace(PROGRESS, every_s=math.nan), Progress),
+    (msgspec.structs.replace(PROGRESS, held=(Held(0, C, 1),) * 65_537), Progress),
 ]
 
 
@@ -230,4 +271,5 @@ def test_this_life_of_this_peer() -> None:
     assert PROGRESS.member == Member(A, "session-1")
     assert INFO.weight == 100.5
     assert Member(A, "2") < Member(B, "1")
-    assert isinstance(REQUESTS[2], PushResult)
+    assert INFO.held == Held(INFO.part, INFO.digest, INFO.size)
+    assert PushResult(3, 1, INFO.held) in REQUESTS

@@ -384,7 +384,9 @@ def demo(
 def sim(
     out: Output,
     seed: Annotated[int, typer.Option(min=0, help="What all chance follows from.")] = 0,
-    peers: Annotated[int, typer.Option(min=1, max=10_000)] = 6,
+    peers: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="6, unless told otherwise.", show_default=False)
+    ] = None,
     minutes: Annotated[
         float, typer.Option(min=0.1, help="Virtual time with faults; a calm one follows.")
     ] = 5,
@@ -393,7 +395,11 @@ def sim(
         Path | None, typer.Option(metavar="FILE", help="What goes wrong, as text, instead of all that.")
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=0, help="Instead, the small worlds of so many seeds from this one on.")
+        int,
+        typer.Option(
+            min=0,
+            help="Instead, the worlds of so many seeds from this one on: small ones, or of --peers each.",
+        ),
     ] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes for many seeds.")] = 2,
     shrink: Annotated[bool, typer.Option(help="Look for the smallest scenario that still fails.")] = True,

@@ -6,16 +6,20 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from potluck.app.output import Output, count
 from potluck.errors import UsageError
-from potluck.testing.scenario import PRESETS, Scenario, World, parse, scenario, small
+from potluck.testing.scenario import PRESETS, Scenario, World, large, parse, scenario, small
 from potluck.testing.shrink import failure_of, shrink
 from potluck.testing.simulator import InvariantBroken, Outcome, Simulation
 
 TOKENS_A_PEER = 1000
 """Tokens of a round for each peer: about ten seconds' work of a simulated one."""
+
+PEERS = 6
+"""Peers of one world, unless told otherwise."""
 
 CALM_S = 60.0
 """After the faults, the time in which everybody has to get to the head."""
@@ -29,7 +33,7 @@ class Wanted:
     """What the command line asks for: options of ``potluck sim``, by their names."""
 
     seed: int
-    peers: int
+    peers: int | None
     minutes: float
     faults: str
     scenario: Path | None
@@ -47,12 +51,13 @@ def simulate(out: Output, wanted: Wanted) -> int:
     """
     if wanted.seeds:
         return _simulate_many(out, wanted)
-    again = f"potluck sim --seed {wanted.seed} --peers {wanted.peers} --minutes {wanted.minutes:g}"
+    peers = wanted.peers or PEERS
+    again = f"potluck sim --seed {wanted.seed} --peers {peers} --minutes {wanted.minutes:g}"
     again += f" --faults {wanted.faults}"
     if wanted.scenario is not None:
         found, again = read_scenario(wanted.scenario), f"potluck sim --scenario {wanted.scenario}"
     else:
-        found = scenario(wanted.seed, world_of(wanted.peers, wanted.minutes, wanted.faults))
+        found = scenario(wanted.seed, world_of(peers, wanted.minutes, wanted.faults))
     if wanted.show:
         _lines(out, str(found))
         return 0
@@ -169,9 +174,13 @@ def _lines(out: Output, text: str) -> None:
 # -- many seeds --------------------------------------------------------------------------------------
 
 
-def _one(seed: int) -> tuple[int, int, float, str]:
-    """Rounds, events, longest gap of the small world of a seed, and what it breaks."""
-    sim = Simulation(seed, small(seed))
+def _world(seed: int, peers: int | None) -> World:
+    return small(seed) if peers is None else large(seed, peers)
+
+
+def _one(seed: int, peers: int | None) -> tuple[int, int, float, str]:
+    """Rounds, events, longest gap of the world of a seed, and what it breaks."""
+    sim = Simulation(seed, _world(seed, peers))
     try:
         sim.run()
     except InvariantBroken as broken:
@@ -180,7 +189,7 @@ def _one(seed: int) -> tuple[int, int, float, str]:
 
 
 def _simulate_many(out: Output, wanted: Wanted) -> int:
-    """The small worlds of many seeds; of the first that fails all that is said of one."""
+    """The worlds of many seeds; of the first that fails all that is said of one."""
     rounds, events, longest_s, failed = 0, 0, 0.0, list[int]()
     for seed, (some, many, gap_s, broke) in _results(wanted):
         rounds, events, longest_s = rounds + some, events + many, max(longest_s, gap_s)
@@ -201,8 +210,8 @@ def _simulate_many(out: Output, wanted: Wanted) -> int:
         out.summary("every invariant held", seeds=wanted.seeds, rounds=rounds, events=events)
         return 0
     first = failed[0]
-    again = f"potluck sim --seed {first} --seeds 1"
-    found = scenario(first, small(first))
+    again = f"potluck sim --seed {first} --seeds 1" + (f" --peers {wanted.peers}" if wanted.peers else "")
+    found = scenario(first, _world(first, wanted.peers))
     broken, _ = failure_of(found)
     assert broken is not None, "the same scenario gives the same run"
     return _failed(out, found, broken, wanted.shrink, again)
@@ -212,7 +221,9 @@ def _results(wanted: Wanted) -> Iterator[tuple[int, tuple[int, int, float, str]]
     """The outcome of each seed, in order."""
     seeds = range(wanted.seed, wanted.seed + wanted.seeds)
     if wanted.jobs == 1:
-        yield from ((seed, _one(seed)) for seed in seeds)
+        yield from ((seed, _one(seed, wanted.peers)) for seed in seeds)
         return
+    chunk = max(1, min(CHUNK, wanted.seeds // (4 * max(1, wanted.jobs))))
+    one = partial(_one, peers=wanted.peers)
     with ProcessPoolExecutor(wanted.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from zip(seeds, pool.map(_one, seeds, chunksize=CHUNK), strict=True)
+        yield from zip(seeds, pool.map(one, seeds, chunksize=chunk), strict=True)

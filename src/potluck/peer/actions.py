@@ -13,17 +13,25 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from potluck.errors import CorruptData, LedgerConflict, LedgerUnavailable, PotluckError, StoreError
+from potluck.errors import (
+    CorruptData,
+    LedgerConflict,
+    LedgerUnavailable,
+    PotluckError,
+    ProtocolError,
+    StoreError,
+)
 from potluck.hub.ledger import Ledger
 from potluck.peer.dataplane import Carry, Vector
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.links import Links, Reply
-from potluck.peer.state import Contribution, Missing, PeerState
+from potluck.peer.state import Contribution, Missing, Partial, PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Announce,
     Append,
     Apply,
+    Combine,
     Cut,
     Drop,
     Effect,
@@ -35,13 +43,15 @@ from potluck.protocol.effects import (
     Reduce,
     Revoked,
     SendContribution,
+    SendPartial,
     SendResult,
     WriteSnapshot,
 )
 from potluck.wire.codec import digest
-from potluck.wire.messages import Answer, PushContribution, PushResult, Request
+from potluck.wire.messages import Answer, PushContribution, PushPartial, PushResult, Request
 from potluck.wire.messages import Fetch as FetchRequest
-from potluck.wire.records import Chain, Member
+from potluck.wire.records import Chain, Held, Member
+from potluck.wire.result import describe
 
 T = TypeVar("T")
 
@@ -106,14 +116,17 @@ class Actions:
                 self.handover.revoked()
                 self._spawn(self._abandon())
             case Append():
-                raw = self._chain.next(self.core.me.peer, effect.body)
-                self._spawn(self._append(raw, self._chain.sequence))
+                self._start_append(effect)
             case SendContribution():
                 self._spawn(self._send_contribution(effect))
+            case SendPartial():
+                self._spawn(self._send_partial(effect))
             case SendResult():
                 self._spawn(self._send_result(effect))
             case Fetch():
                 self._spawn(self._fetch(effect))
+            case Combine():
+                self._spawn(self._combine(effect))
             case Reduce():
                 self._spawn(self._reduce(effect))
             case Apply() | LoadSnapshot():
@@ -167,6 +180,14 @@ class Actions:
 
     # -- the ledger ------------------------------------------------------------------------------
 
+    def _start_append(self, effect: Append) -> None:
+        try:
+            raw = self._chain.next(self.core.me.peer, effect.body)
+        except ProtocolError as error:
+            self.core.appended(False, str(error))
+        else:
+            self._spawn(self._append(raw, self._chain.sequence))
+
     async def _append(self, raw: bytes, after: int) -> None:
         try:
             await self._ledger.append(raw, after)
@@ -195,15 +216,22 @@ class Actions:
         self.core.sent(*where, effect.to, None, reply.answer, self._now())
         self._changed()
 
+    async def _send_partial(self, effect: SendPartial) -> None:
+        where = (effect.round, effect.attempt, effect.part)
+        partial = None if effect.lead is None else self.state.partial(*where, effect.lead)
+        given = partial or Partial((), b"")
+        push = PushPartial(*where, given.contributors, given.blocks, effect.abstained, len(given.raw))
+        reply = await self._ask(effect.to, push, given.raw)
+        self.core.partial_sent(*where, effect.lead, effect.to, reply.answer, self._now())
+        self._changed()
+
     async def _send_result(self, effect: SendResult) -> None:
         where = (effect.round, effect.attempt, effect.part)
-        held = self.core.exchange.held if self.core.exchange is not None else ()
-        info = next((i for i in held if i.digest == effect.digest), None)
         raw = await self.work(self.state.store.get, effect.digest)
-        if info is None or raw is None:
+        if raw is None:
             answer = Answer(False, "the result is not here any more", retry=True)
         else:
-            push = PushResult(effect.round, effect.attempt, info)
+            push = PushResult(effect.round, effect.attempt, Held(effect.part, effect.digest, len(raw)))
             answer = (await self._ask(effect.to, push, raw)).answer
         self.core.sent(*where, effect.to, effect.digest, answer, self._now())
         self._changed()
@@ -211,7 +239,13 @@ class Actions:
     async def _fetch(self, effect: Fetch) -> None:
         reply = await self._ask(effect.source, FetchRequest(effect.digest), None, effect.size)
         ok = reply.answer.ok and await self.keep(effect.digest, reply.body)
-        self.core.fetched(effect.digest, ok, self._now())
+        tally = None
+        if ok and self.core.fetches_result(effect.digest):
+            try:
+                tally = await self.work(describe, reply.body)
+            except CorruptData as error:
+                self._note(str(error))
+        self.core.fetched(effect.digest, ok, self._now(), tally)
         self._changed()
 
     async def keep(self, name: str, body: bytes) -> bool:
@@ -240,11 +274,26 @@ class Actions:
         self._changed()
         return answer
 
+    async def take_partial(self, push: PushPartial, member: Member, body: bytes) -> Answer:
+        """The mean of what another member's group gave is here."""
+        answer = self.core.partial(push, member)
+        if answer.ok and push.contributors:
+            partial = Partial(push.contributors, body, push.blocks)
+            self.state.take_partial(push.round, push.attempt, push.part, partial)
+        self._changed()
+        return answer
+
     async def take_result(self, push: PushResult, body: bytes) -> Answer:
-        """A reducer's result is here."""
-        if not await self.keep(push.info.digest, body):
+        """A result is here."""
+        try:
+            tally, info = await self.work(describe, body)
+        except CorruptData as error:
+            return Answer(False, str(error)[:500])
+        if (tally.round, tally.attempt, info.held) != (push.round, push.attempt, push.held):
+            return Answer(False, "the result is not what it was said to be")
+        if not await self.keep(info.digest, body):
             return Answer(False, "it could not be kept", retry=True)
-        self.core.result(push.round, push.attempt, push.info)
+        self.core.result(push.round, push.attempt, info, self._now())
         self._changed()
         return Answer(True)
 
@@ -254,12 +303,19 @@ class Actions:
 
     # -- vectors and store -----------------------------------------------------------------------
 
+    async def _combine(self, effect: Combine) -> None:
+        where = (effect.round, effect.attempt, effect.part)
+        contributors, refused = await self.work(self.state.combine, *where, effect.contributors)
+        self.core.combined(*where, contributors, refused)
+        self._changed()
+
     async def _reduce(self, effect: Reduce) -> None:
         where = (effect.round, effect.attempt, effect.part)
         # A process that was stopped comes to this when the part is another's by now. Both may get the same
         # bytes, and each would then keep the residual.
         ours = self.core.reduces(*where)
-        outcome = await self._stored(self.state.reduce, *where, effect.contributors) if ours else None
+        given = (effect.contributors, effect.partials)
+        outcome = await self._stored(self.state.reduce, *where, *given) if ours else None
         info, refused = outcome if outcome is not None else (None, ())
         self.core.reduced(*where, info, refused)
         self._changed()

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from potluck.codecs import Codec
 from potluck.codecs.feedback import ErrorFeedback
+from potluck.codecs.fp32 import Fp32
 from potluck.errors import CorruptData
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.reduce.mean import weighted_mean
-from potluck.wire.codec import digest
 from potluck.wire.records import Commit, PartInfo
 
 Vector = NDArray[np.float32]
@@ -44,6 +45,27 @@ class Carry:
     theta: Vector
     origin: Vector | None
     included: bool = False
+
+
+class Given(NamedTuple):
+    """What goes into a mean: encoded values of one member with its weight, or a mean of several, in fp32."""
+
+    weights: tuple[tuple[int, float], ...]
+    raw: bytes
+    partial: bool = False
+
+    @property
+    def weight(self) -> float:
+        """Tokens behind it."""
+        return sum(weight for _, weight in self.weights)
+
+
+class Mean(NamedTuple):
+    """A weighted mean, encoded; who is in it, ascending, and who was refused for what can't be decoded."""
+
+    raw: bytes
+    contributors: tuple[tuple[int, float], ...]
+    refused: tuple[int, ...]
 
 
 @dataclass
@@ -77,6 +99,7 @@ class DataPlane:
         self._up = ErrorFeedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
         self._cut: _Cut | None = None
+        self._reduced: dict[int, Vector] = {}
         self._results: dict[tuple[int, str], Vector] = {}
 
     @property
@@ -102,36 +125,49 @@ class DataPlane:
         cut = self._cut
         return cut.encoded[part] if cut is not None and cut.key == (round_, attempt) else None
 
-    def reduce(
-        self, part: int, contributions: Sequence[tuple[int, float, bytes]]
-    ) -> tuple[bytes, PartInfo | None, tuple[int, ...]]:
-        """Weighted mean of (member index, weight, encoded) in that order, plus our downlink residual.
+    def combine(self, part: int, given: Sequence[Given]) -> Mean:
+        """Weighted mean in fp32 of what a group gave, in that order; empty if nobody is left."""
+        values, kept, refused = self._sorted_out(part, given)
+        if not kept:
+            return Mean(b"", (), refused)
+        mean = weighted_mean(values, [one.weight for one in kept])
+        return Mean(Fp32().encode(mean), _all(kept), refused)
 
-        Returns the encoded result, its description, and the members refused because what they sent can't
-        be decoded; no description if nobody is left.
+    def reduce(self, part: int, given: Sequence[Given]) -> Mean:
+        """Weighted mean in that order, plus our downlink residual; empty if nobody is left.
+
+        The residual is settled by the commit of the content that ``reduced_to`` names.
         """
-        n = self._size(part)
-        kept: list[tuple[int, float]] = []
-        values: list[Vector] = []
-        refused: list[int] = []
-        for index, weight, raw in contributions:
-            value = self._decoded(raw, n)
+        values, kept, refused = self._sorted_out(part, given)
+        if not kept:
+            return Mean(b"", (), refused)
+        feedback = self._down.setdefault(part, ErrorFeedback(self._size(part)))
+        total = feedback.add(weighted_mean(values, [one.weight for one in kept]))
+        raw = self.codec.encode(total)
+        self._reduced[part] = total
+        return Mean(raw, _all(kept), refused)
+
+    def reduced_to(self, info: PartInfo) -> None:
+        """What was reduced last for a part is the content with this digest."""
+        self._results[info.part, info.digest] = self._reduced.pop(info.part)
+
+    def _sorted_out(
+        self, part: int, given: Sequence[Given]
+    ) -> tuple[list[Vector], list[Given], tuple[int, ...]]:
+        """Decoded values, what they are of, and the members whose can't be decoded or are absurd."""
+        values, kept, refused = [], [], []
+        for one in given:
+            value = self._decoded(one.raw, self._size(part), Fp32() if one.partial else self.codec)
             if value is None:
-                refused.append(index)
+                refused += [index for index, _ in one.weights]
             else:
                 values.append(value)
-                kept.append((index, weight))
-        if not kept:
-            return b"", None, tuple(refused)
-        feedback = self._down.setdefault(part, ErrorFeedback(n))
-        total = feedback.add(weighted_mean(values, [weight for _, weight in kept]))
-        raw = self.codec.encode(total)
-        info = PartInfo(part, digest(raw), len(raw), tuple(kept))
-        self._results[part, info.digest] = total
-        return raw, info, tuple(refused)
+                kept.append(one)
+        return values, kept, tuple(refused)
 
-    def apply(self, commit: Commit, raws: Sequence[bytes], index: int | None) -> Carry:
-        """Take the outer step of a committed round; ``index`` is our place among its members.
+    def apply(self, commit: Commit, raws: Sequence[bytes | memoryview], index: int | None) -> Carry:
+        """Take the outer step of a committed round; ``raws`` are its parts' encoded values, ``index`` is our
+        place among its members.
 
         A result that can't be decoded, though it is what was committed, changes nothing in its part: all
         peers see the same bytes, so all agree on that.
@@ -152,6 +188,7 @@ class DataPlane:
         self.round = commit.round
         self._cut = None
         self._results.clear()
+        self._reduced.clear()
         return Carry(self.theta.copy(), origin, any_included)
 
     def _settle_down(self, info: PartInfo, decoded: Vector, index: int | None, bounds: slice) -> None:
@@ -177,24 +214,29 @@ class DataPlane:
         self._up = ErrorFeedback(theta.size)
         self._down.clear()
         self._results.clear()
+        self._reduced.clear()
         self._cut = None
         return Carry(theta.copy(), None)
 
-    def _decoded(self, raw: bytes, n: int) -> Vector | None:
-        """A contribution's values, or None if it can't be decoded or is absurd."""
+    def _decoded(self, raw: bytes | memoryview, n: int, codec: Codec) -> Vector | None:
+        """Some values, or None if they can't be decoded or are absurd."""
         try:
-            value = self.codec.decode(raw, n)
+            value = codec.decode(raw, n)
         except CorruptData:
             return None
         return value if _sound(value) else None
 
-    def _decoded_result(self, raw: bytes, part: int) -> Vector:
-        value = self._decoded(raw, self._size(part))
+    def _decoded_result(self, raw: bytes | memoryview, part: int) -> Vector:
+        value = self._decoded(raw, self._size(part), self.codec)
         return value if value is not None else np.zeros(self._size(part), np.float32)
 
     def _size(self, part: int) -> int:
         bounds = self._bounds[part]
         return int(bounds.stop - bounds.start)
+
+
+def _all(given: Sequence[Given]) -> tuple[tuple[int, float], ...]:
+    return tuple(sorted(pair for one in given for pair in one.weights))
 
 
 def _sound(values: Vector) -> bool:

@@ -15,16 +15,21 @@ from potluck.wire.messages import (
     Hello,
     Progress,
     PushContribution,
+    PushPartial,
     PushResult,
     Request,
 )
 from potluck.wire.records import Member
+from potluck.wire.result import MAX_TALLY_BYTES
 
 HEADER_BYTES = 1 << 16
 """Upper bound of a request or answer, without what follows it."""
 
 REQUEST_S = 20.0
 """How long one request may take besides its bytes, in seconds."""
+
+IDLE_S = 120.0
+"""A stream that was not used for so long is closed, in seconds."""
 
 SLOWEST = 20_000.0
 """A link slower than so many bytes/s is given up."""
@@ -39,13 +44,17 @@ class Reply:
 
 
 class Links:
-    """Streams to other peers: one for each peer and kind of request, so that none waits for another kind."""
+    """Streams to other peers: one for each peer and kind of request, so that none waits for another kind.
+
+    One that was not used for a while is closed: in a large round others act for a group each time.
+    """
 
     def __init__(self, transport: Transport, run: str, session: str) -> None:
         self._transport = transport
         self._hello = encode(Hello(WIRE, run, session))
         self._streams: dict[tuple[str, str], Stream] = {}
         self._turns: dict[tuple[str, str], asyncio.Lock] = {}
+        self._used: dict[tuple[str, str], float] = {}
         self.uplink = 0.0
         """Running mean of what went up in large requests, in bytes/s; 0 while unknown."""
         self._closed_sent = 0
@@ -69,6 +78,7 @@ class Links:
         """
         key = (to.peer, type(message).__name__)
         limit_s = REQUEST_S + (len(body or b"") + want) / SLOWEST
+        await self._close_idle()
         async with self._turns.setdefault(key, asyncio.Lock()):
             try:
                 async with asyncio.timeout(limit_s):
@@ -79,6 +89,15 @@ class Links:
             except BaseException:
                 await self._drop(key)
                 raise
+            finally:
+                self._used[key] = asyncio.get_running_loop().time()
+
+    async def _close_idle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for key in [key for key, at in self._used.items() if now - at > IDLE_S]:
+            if not self._turns[key].locked():
+                del self._used[key], self._turns[key]
+                await self._drop(key)
 
     async def _exchange(
         self, key: tuple[str, str], to: Progress, message: Request, body: bytes | None, want: int
@@ -143,8 +162,10 @@ class Desk:
 
     Args:
         run: streams of another run are refused.
-        contribution_size: bytes that a part's contribution must have, or None while there is no state.
+        contribution_size: bytes that a part's contribution must have, or None while there is no state;
+            partial_size: those of a partial.
         take_contribution: a member's contribution is here; says whether it was welcome.
+        take_partial: the same of the mean of what a group gave.
         take_result: a result is here; verifies and keeps it.
         find: content by digest.
     """
@@ -154,13 +175,15 @@ class Desk:
         run: str,
         *,
         contribution_size: Callable[[int], int | None],
+        partial_size: Callable[[int], int | None],
         take_contribution: Callable[[PushContribution, Member, bytes], Awaitable[Answer]],
+        take_partial: Callable[[PushPartial, Member, bytes], Awaitable[Answer]],
         take_result: Callable[[PushResult, bytes], Awaitable[Answer]],
         find: Callable[[str], Awaitable[bytes | None]],
     ) -> None:
         self._run = run
-        self._size = contribution_size
-        self._take_contribution = take_contribution
+        self._size, self._partial_size = contribution_size, partial_size
+        self._take_contribution, self._take_partial = take_contribution, take_partial
         self._take_result = take_result
         self._find = find
         self.bytes_sent = 0
@@ -195,10 +218,17 @@ class Desk:
     async def _one(self, stream: Stream, member: Member) -> None:
         request: Request = decode(await stream.receive(HEADER_BYTES), Request)
         if isinstance(request, PushContribution):
-            body = await self._body(stream, request.part, request.size, request.weight > 0)
+            due = self._due(self._size, request.part, request.weight > 0)
+            body = await _sized(stream, request.part, request.size, range(due, due + 1))
             await stream.send(encode(await self._take_contribution(request, member, body)))
+        elif isinstance(request, PushPartial):
+            due = self._due(self._partial_size, request.part, bool(request.contributors))
+            body = await _sized(stream, request.part, request.size, range(due, due + 1))
+            await stream.send(encode(await self._take_partial(request, member, body)))
         elif isinstance(request, PushResult):
-            body = await self._body(stream, request.info.part, request.info.size, True)
+            due = self._due(self._size, request.held.part, True)
+            most = due + MAX_TALLY_BYTES
+            body = await _sized(stream, request.held.part, request.held.size, range(due, most))
             await stream.send(encode(await self._take_result(request, body)))
         elif isinstance(request, Fetch):
             found = await self._find(request.digest)
@@ -210,12 +240,16 @@ class Desk:
         else:
             raise ProtocolError("a second Hello on one stream")
 
-    async def _body(self, stream: Stream, part: int, size: int, some: bool) -> bytes:
-        """What follows a push, taken only if it has the size that the part must have."""
-        due = self._size(part) if some else 0
+    def _due(self, size: Callable[[int], int | None], part: int, some: bool) -> int:
+        due = size(part) if some else 0
         if due is None:
             # No state yet, so no part can be judged: end the stream, the sender tries again.
             raise ProtocolError("a part came before this peer had a state")
-        if size != due:
-            raise ProtocolError(f"part {part} has {size} bytes, {due} are due")
-        return await _exactly(stream, size) if size else b""
+        return due
+
+
+async def _sized(stream: Stream, part: int, size: int, due: range) -> bytes:
+    """What follows a push, taken only if it has a size that the part may have."""
+    if size not in due:
+        raise ProtocolError(f"part {part} has {size} bytes, {due.start} are due")
+    return await _exactly(stream, size) if size else b""

@@ -38,10 +38,14 @@ from potluck.store.keep import USUAL, Keep
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
-from potluck.wire.messages import Fetch, Progress, PushContribution, PushResult
+from potluck.wire.messages import Fetch, Progress, PushContribution, PushPartial, PushResult
 from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, TensorSpec, chunk_sizes
 
 log = logging.getLogger("potluck.peer")
+
+NEWS_S = 0.05
+FEW = 40
+"""Of more than ``FEW`` peers news is looked at after so many seconds for each as many again."""
 
 BEAT_S = 1.0
 """How often a peer announces itself, in seconds."""
@@ -97,6 +101,7 @@ class Node:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._base = Progress(peer=place.identity.peer, session=self.session)
         self._unheard: list[Progress] = []
+        self._news = False
         self.hub: HubClient
         self.core: PeerCore
         self.actions: Actions
@@ -236,7 +241,9 @@ class Node:
         self.desk = Desk(
             self._invite.run,
             contribution_size=state.contribution_size,
+            partial_size=state.partial_size,
             take_contribution=self._take_contribution,
+            take_partial=self._take_partial,
             take_result=self._take_result,
             find=self.actions.find,
         )
@@ -262,7 +269,8 @@ class Node:
 
     async def _beat(self) -> None:
         while True:
-            self.announce()
+            if self.core.beats(self._now()):
+                self.announce()
             await asyncio.sleep(BEAT_S)
 
     async def _drive(self) -> None:
@@ -319,8 +327,15 @@ class Node:
     def _heard(self, progress: Progress) -> None:
         if not self._core_built:
             return
-        if self.core.heard(progress, self._now()):
-            self._wake.set()
+        if self.core.heard(progress, self._now()) and not self._news:
+            # In a crowd there is always news, and deciding at each would cost the square of its size.
+            self._news = True
+            crowd = len(self.core.swarm.alive(self._now())) / FEW
+            asyncio.get_running_loop().call_later(NEWS_S * crowd if crowd > 1 else 0.0, self._has_news)
+
+    def _has_news(self) -> None:
+        self._news = False
+        self._wake.set()
 
     def _hub_changed(self, connected: bool, reason: str) -> None:
         self.hub_reason = reason
@@ -333,6 +348,9 @@ class Node:
 
     async def _take_contribution(self, push: PushContribution, member: Member, body: bytes) -> Any:
         return await self.actions.take_contribution(push, member, body)
+
+    async def _take_partial(self, push: PushPartial, member: Member, body: bytes) -> Any:
+        return await self.actions.take_partial(push, member, body)
 
     async def _take_result(self, push: PushResult, body: bytes) -> Any:
         return await self.actions.take_result(push, body)

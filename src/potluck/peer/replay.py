@@ -118,7 +118,7 @@ class Replay:
                 if until is not None and body.round > until:
                     break
                 yield from self._done()
-                self._pending = self._apply(body)
+                self._pending = self._apply(body.spelt_out())
             elif isinstance(body, Genesis) and self._start.round == 0:
                 self._compare(0, body.state, "the genesis")
             elif isinstance(body, Open):

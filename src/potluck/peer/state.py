@@ -9,18 +9,19 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from msgspec.structs import replace
 
 from potluck.codecs import codec
+from potluck.codecs.fp32 import Fp32
 from potluck.errors import CorruptData, StoreError
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
-from potluck.peer.dataplane import Carry, DataPlane, Vector, part_bounds
+from potluck.peer.dataplane import Carry, DataPlane, Given, Vector, part_bounds
 from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.contents import Contents
 from potluck.store.snapshots import load_snapshot, snapshot_files
 from potluck.wire.records import Blob, Commit, Genesis, PartInfo, Snapshot, TensorSpec
+from potluck.wire.result import Tally, describe, pack, unpack
 
 PART_VALUES = 1 << 22
 """No part is larger: what a reducer handles at a time stays bounded, however large the model."""
@@ -42,6 +43,14 @@ class Contribution(NamedTuple):
     blocks: int = 0
 
 
+class Partial(NamedTuple):
+    """The mean of what some members of a group gave for a part, in fp32; as in ``PartInfo`` who is in it."""
+
+    contributors: tuple[tuple[int, float], ...]
+    raw: bytes
+    blocks: tuple[tuple[int, int], ...] = ()
+
+
 class PeerState:
     """Store and vectors of one peer in one run."""
 
@@ -52,6 +61,7 @@ class PeerState:
         self._codec = codec(recipe.rounds.codec)
         self._outer = OuterOptimizer(recipe.outer)
         self._inbox: dict[tuple[int, int, int, int], Contribution] = {}
+        self._partials: dict[tuple[int, int, int, int], Partial] = {}
         self._weight, self._blocks = 0.0, 0
         self._member: tuple[int, int, int] | None = None
         self.plane: DataPlane | None = None
@@ -90,6 +100,13 @@ class PeerState:
         bounds = part_bounds(self.size, self._parts)[part]
         return self._codec.size(bounds.stop - bounds.start)
 
+    def partial_size(self, part: int) -> int | None:
+        """Bytes of a partial's values, exactly; None if there is no such part."""
+        if part >= self._parts:
+            return None
+        bounds = part_bounds(self.size, self._parts)[part]
+        return Fp32().size(bounds.stop - bounds.start)
+
     @property
     def round_bytes(self) -> int:
         """Bytes of one whole contribution."""
@@ -99,10 +116,34 @@ class PeerState:
         """Keep another member's contribution until its part is reduced."""
         self._inbox[round_, attempt, part, index] = given
 
-    def reduce(
+    def take_partial(self, round_: int, attempt: int, part: int, partial: Partial) -> None:
+        """Keep what was combined, here or elsewhere, until its part is reduced."""
+        lead, _ = partial.contributors[0]
+        inside = {index for index, _ in partial.contributors}
+        blocks = tuple((index, count) for index, count in partial.blocks if index in inside)
+        self._partials[round_, attempt, part, lead] = partial._replace(blocks=blocks)
+
+    def partial(self, round_: int, attempt: int, part: int, lead: int) -> Partial | None:
+        """What was combined, by its first contributor, while it is kept."""
+        return self._partials.get((round_, attempt, part, lead))
+
+    def combine(
         self, round_: int, attempt: int, part: int, contributors: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Combine and keep what these members gave; returns who is in it, and the members refused."""
+        assert self.plane is not None, "only a peer with a state is a member"
+        given, blocks = self._given(round_, attempt, part, contributors, ())
+        mean = self.plane.combine(part, given)
+        if mean.contributors:
+            counts = tuple((i, blocks[i]) for i, _ in mean.contributors if i in blocks)
+            self.take_partial(round_, attempt, part, Partial(mean.contributors, mean.raw, counts))
+        return tuple(i for i, _ in mean.contributors), mean.refused
+
+    def reduce(
+        self, round_: int, attempt: int, part: int, contributors: Sequence[int], partials: Sequence[int] = ()
     ) -> tuple[PartInfo | None, tuple[int, ...]]:
-        """Reduce a part and store the result; returns it and the members refused.
+        """Reduce a part over what these members gave and the partials with these leads, and store the
+        result; returns it and the members refused.
 
         Contributions are kept until the round is decided, so a reduction that fails can be repeated.
 
@@ -110,24 +151,41 @@ class PeerState:
             StoreError: the disk refuses.
         """
         assert self.plane is not None, "only a peer with a state is a member"
-        gathered, blocks = [], {}
+        given, blocks = self._given(round_, attempt, part, contributors, partials)
+        mean = self.plane.reduce(part, given)
+        if not mean.contributors:
+            return None, mean.refused
+        counts = tuple((i, blocks[i]) for i, _ in mean.contributors if i in blocks)
+        raw = pack(Tally(round_, attempt, part, mean.contributors, counts), mean.raw)
+        _, info = describe(raw)
+        self.plane.reduced_to(info)
+        self.store.put(raw)
+        return info, mean.refused
+
+    def _given(
+        self, round_: int, attempt: int, part: int, contributors: Sequence[int], partials: Sequence[int]
+    ) -> tuple[list[Given], dict[int, int]]:
+        """What there is of these members and partials, and the data blocks behind it by member."""
+        given, blocks = [], {}
         for index in contributors:
             found = self._inbox.get((round_, attempt, part, index))
             if found is None and self._member == (round_, attempt, index):
                 found = self.contribution(round_, attempt, part)
             if found is not None:
-                gathered.append((index, found.weight, found.raw))
+                given.append(Given(((index, found.weight),), found.raw))
                 blocks[index] = found.blocks
-        raw, info, refused = self.plane.reduce(part, gathered)
-        if info is not None:
-            info = replace(info, blocks=tuple((i, blocks[i]) for i, _ in info.contributors if blocks[i]))
-            self.store.put(raw)
-        return info, refused
+        for lead in partials:
+            combined = self._partials.get((round_, attempt, part, lead))
+            if combined is not None:
+                given.append(Given(combined.contributors, combined.raw, partial=True))
+                blocks.update(combined.blocks)
+        return given, {index: count for index, count in blocks.items() if count}
 
     def _decided(self, round_: int) -> None:
         """Contributions up to this round are not needed any more."""
-        for key in [key for key in self._inbox if key[0] <= round_]:
-            del self._inbox[key]
+        for kept in (self._inbox, self._partials):
+            for key in [key for key in list(kept) if key[0] <= round_]:
+                kept.pop(key, None)
 
     # -- the state -------------------------------------------------------------------------------
 
@@ -138,19 +196,19 @@ class PeerState:
             Missing: some of its parts are not here.
         """
         assert self.plane is not None, "commits are applied to a state"
-        raws, lacking = [], []
+        values, lacking = [], []
         for info in commit.parts:
             raw = self.store.get(info.digest)
             if raw is None:
                 lacking.append(info.digest)
             else:
-                raws.append(raw)
+                values.append(_values(raw, commit, info))
         if lacking:
             raise Missing(lacking)
         ours = self._member is not None and self._member[:2] == (commit.round, commit.attempt)
         index = self._member[2] if ours and self._member is not None else None
         self._decided(commit.round)
-        return self.plane.apply(commit, raws, index)
+        return self.plane.apply(commit, values, index)
 
     def begin(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take a state over as it is."""
@@ -195,6 +253,16 @@ class PeerState:
         plane = self.plane
         blobs = _written(self.store, self.tensors, plane.theta, plane.momentum)
         return Snapshot(plane.round, plane.digest, blobs, "")
+
+
+def _values(raw: bytes, commit: Commit, info: PartInfo) -> bytes | memoryview:
+    """The encoded values of a committed result; nothing, if it is none or not what the commit says it is."""
+    try:
+        tally, values = unpack(raw)
+    except CorruptData:
+        return b""
+    said = (tally.round, tally.attempt, tally.part, tally.contributors)
+    return values if said == (commit.round, commit.attempt, info.part, info.contributors) else b""
 
 
 def first_snapshot(store: Contents, genesis: Genesis, theta: Vector) -> Snapshot:

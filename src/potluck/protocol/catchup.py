@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
-from potluck.protocol.exchange import RETRY_S, Errand
+from potluck.protocol.errand import RETRY_S, Errand
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import RunView
 from potluck.wire.messages import Progress
@@ -91,11 +91,18 @@ class Catchup:
 
     # -- what to do ------------------------------------------------------------------------------
 
-    def poll(self, view: RunView, swarm: Swarm, now: float) -> list[Effect]:
-        """The next step towards the head: fetch, load or apply."""
+    def poll(self, view: RunView, swarm: Swarm, now: float, patient: bool = False) -> list[Effect]:
+        """The next step towards the head: fetch, load or apply. ``patient``: the last round's parts may be on
+        their way to us, so they are not fetched yet.
+        """
         if view.genesis is None or self._busy or self.round >= view.round:
             return []
-        peers = [p for p in swarm.alive(now) if p.peer != self._peer]
+        if patient and self.round == view.round - 1:
+            lacking = sum(info.digest not in self.have for info in view.commits[view.round].parts)
+            if lacking:
+                self.reason = f"waiting for {lacking} parts of round {view.round}"
+                return []
+        peers = self._in_turn([p for p in swarm.alive(now) if p.peer != self._peer])
         commit = view.commits.get(self.round + 1) if self.round != NO_STATE else None
         needs = self._lacking(commit, peers) if commit is not None else []
         if commit is not None and all(need.sources for need in needs):
@@ -110,12 +117,17 @@ class Catchup:
         self.reason = f"waiting for a peer that holds the {lost} parts of round {commit.round} missing here"
         return self._fetch(needs, now)
 
+    def _in_turn(self, peers: list[Progress]) -> list[Progress]:
+        """Beginning with another one at each peer: else all would ask the same first."""
+        turn = int(self._peer[:8], 16) % len(peers) if peers else 0
+        return peers[turn:] + peers[:turn]
+
     def _lacking(self, commit: Commit, peers: list[Progress]) -> list[Need]:
-        return [
-            Need(info.digest, info.size, _holders(info.digest, commit.round, peers))
-            for info in commit.parts
-            if info.digest not in self.have
-        ]
+        lacking = [info for info in commit.parts if info.digest not in self.have]
+        if not lacking:
+            return []
+        holders = _holders({info.digest for info in lacking}, commit.round, peers)
+        return [Need(info.digest, info.size, tuple(holders[info.digest])) for info in lacking]
 
     def _replay(self, commit: Commit, needs: list[Need], now: float) -> list[Effect]:
         if needs:
@@ -172,7 +184,7 @@ class Catchup:
         turn = self._tries.get(need.digest, 0)
         if turn:
             return free[turn % len(free)]
-        return min(free, key=lambda s: (busy.count(s), free.index(s)))
+        return min(free, key=busy.count)
 
 
 def chunks(files: tuple[Blob, ...]) -> Iterator[tuple[str, int]]:
@@ -181,10 +193,12 @@ def chunks(files: tuple[Blob, ...]) -> Iterator[tuple[str, int]]:
         yield from zip(blob.chunks, chunk_sizes(blob), strict=True)
 
 
-def _holders(digest: str, round_: int, peers: list[Progress]) -> tuple[str, ...]:
-    """Peers that applied the round and keep its parts, or that say they hold this one."""
-    return tuple(
-        p.peer
-        for p in peers
-        if (p.round >= round_ >= p.parts_from) or any(info.digest == digest for info in p.held)
-    )
+def _holders(digests: set[str], round_: int, peers: list[Progress]) -> dict[str, list[str]]:
+    """Peers that applied the round and keep its parts, or that say they hold this one, by content."""
+    holders: dict[str, list[str]] = {digest: [] for digest in digests}
+    for progress in peers:
+        applied = progress.round >= round_ >= progress.parts_from
+        said = digests if applied else digests.intersection(held.digest for held in progress.held)
+        for digest in said:
+            holders[digest].append(progress.peer)
+    return holders

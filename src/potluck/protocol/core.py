@@ -6,6 +6,8 @@ what is known. And everything asked for is asked again until it is answered or n
 
 from __future__ import annotations
 
+import math
+
 from msgspec.structs import replace
 
 from potluck.protocol.catchup import NO_STATE, Catchup, chunks
@@ -24,15 +26,17 @@ from potluck.protocol.exchange import Exchange
 from potluck.protocol.leases import count
 from potluck.protocol.leasing import Granted, lease_out
 from potluck.protocol.retention import Retention
-from potluck.protocol.steward import Decision, Rules, Times, agree_on_snapshot, decide
+from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, subject
 from potluck.protocol.swarm import Swarm
+from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
-from potluck.wire.messages import Answer, Phase, Progress, PushContribution
+from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial
 from potluck.wire.records import (
     Commit,
     Entry,
     Finish,
     Grant,
+    Held,
     Member,
     Open,
     PartInfo,
@@ -40,15 +44,11 @@ from potluck.wire.records import (
     Snapshot,
     manifest,
 )
+from potluck.wire.result import Tally
 
-RANK_S = 0.7
-"""Each further peer in line waits so much longer before it acts as steward, in seconds."""
+Described = tuple[Tally, PartInfo]
 
-AGAIN_S = 1.0
-"""How soon after an append that was not taken another may follow, if no record came since, in seconds."""
-
-ANSWER_S = 5.0
-"""An append not answered for so long is taken as lost, in seconds; the ledger arbitrates if it was not."""
+_SOME, _VITAL = 1, 2
 
 TICK_S = 0.25
 """How often a busy core wants to be polled, in seconds; an idle one needs it once a second."""
@@ -81,6 +81,8 @@ class PeerCore:
         self.swarm = Swarm()
         self.catchup = Catchup(me.peer, have)
         self.exchange: Exchange | None = None
+        self._spreading: Exchange | None = None
+        self._patient_until = 0.0
         self.leaving = False
         self.reason = ""
         self._rules = rules
@@ -88,24 +90,24 @@ class PeerCore:
         self._every = snapshot_every
         self._retention = Retention(keep_snapshots)
         self._own: dict[int, tuple[str, Snapshot]] = {}
-        self._named: set[str] = set()
-        self._news = False
         self._sweep = False
         self._parts_from = 0
         self._beat = 0
+        self._said = -math.inf, 1.0
         self._caught_up = False
         self._times = Times(0.0, 0.0)
         self._grants = Granted(0.0, {})
-        self._due: tuple[object, float] = (None, 0.0)
-        self._appending_until: float | None = None
+        self._turn = Turn()
         self._queue: list[Effect] = []
+        self._news_of = 0
 
     # -- the ledger ------------------------------------------------------------------------------
 
     def followed(self, entry: Entry, now: float) -> None:
         """A record of the ledger, in order."""
         skipped = self.view.follow(entry)
-        self._appending_until = None
+        if not skipped or entry.record.author != self.me.peer:
+            self._turn.followed()  # of what all skip the next is no better: ours must not come at once
         body = entry.record.body
         if skipped:
             self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}")
@@ -119,8 +121,7 @@ class PeerCore:
                 self.exchange.follow(self.view.open, now)
             self._note(f"round {body.round}: {body.reason}")
         elif isinstance(body, Commit):
-            self.exchange = None
-            self._named.update(info.digest for info in body.parts)
+            self._spread_on(body, now)
             self._retention.committed(body)
             self._times = Times(now, now)
             if self.me in self.view.moved:
@@ -138,8 +139,9 @@ class PeerCore:
         assert self.view.open is not None
         self._times = Times(self._times.committed, now)
         self._note(f"round {body.round} opened: {body.reason}")
-        self.exchange = Exchange(self.view.open, self.me, now)
-        self._news |= self.exchange.index is not None
+        self.exchange, self._spreading = Exchange(self.view.open, self.me, now), None
+        self._patient_until = 0.0
+        self._retention.at_head |= self.exchange.index is not None
         at_base = self.catchup.round == body.round - 1
         if at_base and self.catchup.state != body.base:
             self._note(
@@ -150,7 +152,15 @@ class PeerCore:
             self._own = {r: own for r, own in self._own.items() if r in self.view.snapshots}
         if self.exchange.index is not None and self.catchup.round != body.round - 1:
             self.exchange.cut_done(0)
-        self._queue.append(Announce())
+        self._say()
+
+    def _spread_on(self, body: Commit, now: float) -> None:
+        """A large round is committed when two have each part: by then most have not got them yet."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None and exchange.groups > 1:
+            exchange.committed(body)
+            self._spreading = exchange
+            self._patient_until = now + exchange.grace_s / 2 if exchange.index is not None else 0.0
 
     def _granted(self, body: Grant, now: float) -> None:
         self._grants = Granted(now, {**self._grants.to, **dict.fromkeys(self.view.moved, now)})
@@ -161,7 +171,7 @@ class PeerCore:
             )
         if self.me in self.view.moved:
             self._queue.append(Leased(tuple(self.view.moved[self.me])))
-            self._queue.append(Announce())
+            self._say()
         if body.released:
             self._note(f"data: {body.reason}")
 
@@ -169,34 +179,23 @@ class PeerCore:
         oldest = min(self.view.snapshots)
         self._parts_from = max(self._parts_from, oldest + 1)
         self._own = {r: own for r, own in self._own.items() if r >= oldest}
-        self._named.update(d for d, _ in chunks(body.files))
         self._retention.recorded(body, self.catchup.have)
         self._sweep = True
         self._note(f"snapshot of round {body.round} recorded: {body.reason}")
 
     def _drop(self) -> Drop:
-        """What nobody will ask for any more, now that a newer snapshot is recorded.
-
-        A peer that comes back reads history first, and its disk has content that only later records name. So
-        until an open names this life, only what the records so far named and were done with is dropped.
-        """
-        keep = self._retention.keep()
-        keep |= {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
+        """What nobody will ask for any more, now that a newer snapshot is recorded."""
+        keep = {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
         if self.exchange is not None:
-            keep |= {info.digest for info in self.exchange.held}
+            keep |= self.exchange.known.keys()
         if self.view.genesis is not None:
             keep |= {d for d, _ in chunks(self.view.genesis.assets)}
-        have = self.catchup.have
-        dropped = frozenset((have if self._news else have & self._named) - keep)
-        have -= dropped
-        self._named &= keep
-        return Drop(dropped)
+        return Drop(self._retention.drop(self.catchup.have, keep))
 
     def appended(self, ok: bool, reason: str) -> None:
         """An append was answered. Either way the next record to follow tells what became of it."""
         if not ok:
-            if self._appending_until is not None:
-                self._appending_until -= ANSWER_S - AGAIN_S
+            self._turn.refused()
             self._note(f"append not taken: {reason}")
 
     # -- the swarm -------------------------------------------------------------------------------
@@ -205,7 +204,7 @@ class PeerCore:
         """An announcement of any peer, our own included; whether it says anything new."""
         if progress.member != self.me:
             return self.swarm.hear(progress, now)
-        if self.swarm.echo(now):
+        if self.swarm.echo(now, progress.every_s):
             self._times = Times(self._times.committed, now)
         return False
 
@@ -216,6 +215,7 @@ class PeerCore:
         progress = replace(
             base,
             beat=self._beat,
+            every_s=self.every_s(now),
             phase=self.phase,
             round=self.catchup.round,
             state=self.catchup.state,
@@ -227,16 +227,32 @@ class PeerCore:
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)
+        self._said = now, progress.every_s
         if self._beat == 1:
-            self.swarm.echo(now)
+            self.swarm.echo(now, progress.every_s)
         return progress
 
-    def _held(self) -> tuple[PartInfo, ...]:
+    def every_s(self, now: float) -> float:
+        """How soon our next announcement is due, in seconds. Whom all others wait for goes on as ever."""
+        exchange = self.exchange
+        awaited = exchange is not None and exchange.groups > 1 and exchange.reduces_any
+        return 1.0 if awaited else self.swarm.every_s(now)
+
+    def beats(self, now: float) -> bool:
+        """Whether our next announcement is due, as we said with the last one, or sooner if we are awaited."""
+        said_at, promised_s = self._said
+        return now >= said_at + min(promised_s, self.every_s(now)) - 0.5
+
+    def _say(self, vital: bool = False) -> None:
+        """Announce something at once, or in a crowd at the next beat, unless others wait for it."""
+        self._news_of = max(self._news_of, _VITAL if vital else _SOME)
+
+    def _held(self) -> tuple[Held, ...]:
         """Results of the open round; before it is reached, of the next one: what one lacks, another holds."""
         commit = self.view.commits.get(self.catchup.round + 1)
         if commit is not None:
-            return tuple(info for info in commit.parts if info.digest in self.catchup.have)
-        return self.exchange.held if self.exchange is not None else ()
+            return tuple(info.held for info in commit.parts if info.digest in self.catchup.have)
+        return tuple(info.held for info in self.exchange.held) if self.exchange is not None else ()
 
     @property
     def phase(self) -> Phase:
@@ -259,8 +275,9 @@ class PeerCore:
 
     @property
     def may_leave(self) -> bool:
-        """Nobody waits for us: no round in flight has us as a member."""
-        return self.exchange is None or self.exchange.index is None
+        """Nobody waits for us: no round in flight has us as a member, and nobody is to get its results."""
+        owes = self._spreading is not None and self._spreading.owes
+        return (self.exchange is None or self.exchange.index is None) and not owes
 
     def _snapshots_held(self) -> dict[int, str]:
         held = {r: digest for r, (digest, _) in self._own.items()}
@@ -281,15 +298,40 @@ class PeerCore:
             assert self.exchange is not None
             self.exchange.cut_done(weight)
 
-    def offered(self, push: PushContribution, member: Member) -> Answer:
-        """Whether a contribution is welcome, before its bytes are taken."""
-        return self._routed(push) or self._exchange().offered(push.part, member)
-
     def contributed(self, push: PushContribution, member: Member) -> Answer:
         """A contribution is here."""
         return self._routed(push) or self._exchange().contributed(push.part, member, push.weight)
 
-    def _routed(self, push: PushContribution) -> Answer | None:
+    def partial(self, push: PushPartial, member: Member) -> Answer:
+        """A partial is here."""
+        weights = dict(push.contributors)
+        if len(weights) < len(push.contributors):
+            return Answer(False, f"round {push.round} part {push.part}: a member is named twice")
+        return self._routed(push) or self._exchange().partial(push.part, member, weights, push.abstained)
+
+    def combined(
+        self,
+        round_: int,
+        attempt: int,
+        part: int,
+        contributors: tuple[int, ...],
+        refused: tuple[int, ...],
+    ) -> None:
+        """What our group gave for a part is combined; ``refused`` members had sent what can't be decoded."""
+        if self._in(round_, attempt):
+            self._exchange().combined(part, contributors, refused)
+            self._refused(round_, part, refused)
+
+    def partial_sent(
+        self, round_: int, attempt: int, part: int, lead: int | None, to: str, answer: Answer, now: float
+    ) -> None:
+        """A partial was delivered, refused, or failed (retry)."""
+        if self._in(round_, attempt):
+            self._exchange().partial_sent(part, lead, to, answer, now)
+            if not answer.ok and not answer.retry:
+                self._note(f"round {round_} part {part}: the group's mean was refused: {answer.reason}")
+
+    def _routed(self, push: PushContribution | PushPartial) -> Answer | None:
         """The answer to a contribution that is not for the exchange we are in."""
         if self._in(push.round, push.attempt):
             return None
@@ -310,36 +352,52 @@ class PeerCore:
             self.catchup.have.add(info.digest)
         if self._in(round_, attempt):
             self._exchange().reduced(part, info, refused)
-            self._queue.append(Announce())
-            for index in refused:
-                name = self.swarm.name(self._exchange().members[index])
-                self._note(f"round {round_} part {part}: contribution of {name} refused, it can't be decoded")
+            self._say(vital=True)
+            self._refused(round_, part, refused)
 
-    def result(self, round_: int, attempt: int, info: PartInfo) -> None:
+    def _refused(self, round_: int, part: int, refused: tuple[int, ...]) -> None:
+        for index in refused:
+            name = self.swarm.name(self._exchange().members[index])
+            self._note(f"round {round_} part {part}: contribution of {name} refused, it can't be decoded")
+
+    def result(self, round_: int, attempt: int, info: PartInfo, now: float) -> None:
         """A result was pushed to us, verified and stored."""
         self.catchup.fetched(info.digest, True, 0.0)
+        spreading = self._spreading
         if self._in(round_, attempt):
             self._exchange().result(info)
-            self._queue.append(Announce())
+            self._say(self._exchange().vouches(info.part, self.swarm, now))
+        elif spreading is not None and (spreading.round, spreading.attempt) == (round_, attempt):
+            commit = self.view.commits.get(round_)
+            if commit is not None and info.digest in {part.digest for part in commit.parts}:
+                spreading.result(info)
 
     def sent(
         self, round_: int, attempt: int, part: int, to: str, digest: str | None, answer: Answer, now: float
     ) -> None:
         """A contribution (``digest`` None) or result was delivered, refused, or failed (retry)."""
+        spreading = self._spreading
+        if spreading is not None and (spreading.round, spreading.attempt) == (round_, attempt):
+            spreading.sent(part, to, digest, answer.ok, answer.retry, now)
         if self._in(round_, attempt):
             self._exchange().sent(part, to, digest, answer.ok, answer.retry, now)
             if not answer.ok and not answer.retry:
                 name = (self.swarm.last(to) or Progress(peer=to, session="")).name or to[:8]
                 self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}")
 
-    def fetched(self, digest: str, ok: bool, now: float) -> None:
-        """A fetch ended; if ok, the content is verified and in the store."""
+    def fetches_result(self, digest: str) -> bool:
+        """Whether content is being fetched as a result of the open round."""
+        return self.exchange is not None and self.exchange.fetches(digest)
+
+    def fetched(self, digest: str, ok: bool, now: float, tally: Described | None = None) -> None:
+        """A fetch ended; if ok, the content is verified and in the store. A result has a ``tally``."""
         self.catchup.fetched(digest, ok, now)
         if self.exchange is not None:
-            before = len(self.exchange.held)
-            self.exchange.fetched(digest, ok, self.swarm, now)
-            if len(self.exchange.held) > before:
-                self._queue.append(Announce())
+            fits = ok and tally is not None and self._in(tally[0].round, tally[0].attempt)
+            info = tally[1] if fits and tally is not None else None
+            self.exchange.fetched(digest, info, now)
+            if info is not None:
+                self._say(self.exchange.vouches(info.part, self.swarm, now))
 
     def _in(self, round_: int, attempt: int) -> bool:
         exchange = self.exchange
@@ -359,7 +417,7 @@ class PeerCore:
         elif round_ % self._every == 0 and not self._has_snapshot(round_):
             # Also one that others have recorded already: this disk alone must do to bring the run back.
             self._queue.append(WriteSnapshot(round_))
-        self._queue.append(Announce())
+        self._say()
 
     def missing(self, digests: tuple[str, ...]) -> None:
         """Content that was thought to be here is not, or is damaged."""
@@ -370,29 +428,36 @@ class PeerCore:
         """A snapshot of our state is in our store."""
         self._own[snapshot.round] = (manifest(snapshot), snapshot)
         self.catchup.have.update(d for d, _ in chunks(snapshot.files))
-        self._queue.append(Announce())
+        self._say()
 
     # -- deciding --------------------------------------------------------------------------------
 
     def poll(self, now: float) -> list[Effect]:
         """Everything that is due now."""
-        effects: list[Effect] = self.catchup.poll(self.view, self.swarm, now)
+        patient = now < self._patient_until
+        effects: list[Effect] = self.catchup.poll(self.view, self.swarm, now, patient)
         if not self._caught_up and self.view.genesis is not None and self.catchup.round == self.view.round:
             self._caught_up = True
             self._note(f"caught up with round {self.catchup.round}")
-            self._queue.append(Announce())
+            self._say(vital=True)
         if self._sweep and self.catchup.round == self.view.round:
             self._sweep = False
             self._queue.append(self._drop())
         if self.exchange is not None:
-            effects += self.exchange.poll(self.swarm, now)
+            rank = self._rank(now)
+            effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE)
+        elif self._spreading is not None:
+            effects += self._spreading.spread(self.swarm, now)
         effects += self._govern(now)
         queued, self._queue = self._queue, []
+        if self._news_of == _VITAL or (self._news_of and self.swarm.every_s(now) == 1):
+            queued.append(Announce())
+        self._news_of = 0
         return queued + effects
 
     def deadline(self, now: float) -> float:
         """When to poll again if nothing happens before."""
-        busy = self.exchange is not None or self.catchup.round < self.view.round or self._due[0]
+        busy = self.exchange is not None or self.catchup.round < self.view.round or self._turn.due
         return now + (TICK_S if busy else 1.0)
 
     def _govern(self, now: float) -> list[Effect]:
@@ -405,40 +470,28 @@ class PeerCore:
         if not self.swarm.settled(now):
             self.reason = "just come: listening for others before deciding anything"
             return []
+        rank = self._rank(now)
+        if not self._turn.looks(rank, now):
+            return []
+        known = self.exchange.known if self.exchange is not None else {}
         choices = [
-            decide(self.view, self.swarm, self._rules, self._times, now),
+            decide(self.view, self.swarm, self._rules, self._times, now, known),
             agree_on_snapshot(self.view, self.swarm, self._own, now),
             lease_out(self.view, self.swarm, self._grants, now),
         ]
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)
-        if decision is None:
-            self._due = (None, now)
+        key = subject(decision, self.view) if decision is not None else None
+        if not self._turn.comes(key, rank, now):
             return []
-        key = _key(decision, self.view)
-        if key != self._due[0]:
-            self._due = (key, now)
-        rank = self._rank(now)
-        if rank is None or now < self._due[1] + rank * RANK_S:
-            return []
-        if self._appending_until is not None and now < self._appending_until:
-            return []
+        assert decision is not None
         assert decision.body is not None
-        self._appending_until = now + ANSWER_S
         return [Append(decision.body)]
 
     def _rank(self, now: float) -> int | None:
-        """Our place in the line of stewards: the longest present first."""
-        line = [p.peer for p in self.swarm.alive(now) if p.phase in ("training", "following")]
-        return line.index(self.me.peer) if self.me.peer in line else None
+        """Our place in the line of stewards."""
+        members = self.view.open.members if self.view.open is not None else ()
+        return self.swarm.place(self.me.peer, members, now)
 
     def _note(self, text: str) -> None:
         self._queue.append(Note(text))
-
-
-def _key(decision: Decision, view: RunView) -> object:
-    """What a decision is about, whatever its figures."""
-    body = decision.body
-    if isinstance(body, Grant):
-        return "Grant", view.leases.grants if view.leases is not None else 0
-    return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)

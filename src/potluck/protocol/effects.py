@@ -25,7 +25,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class SendContribution:
-    """Send the encoded part to its reducer. → ``sent``."""
+    """Send the encoded part to its reducer, or to who gathers for our group. → ``sent``."""
 
     round: int
     attempt: int
@@ -34,13 +34,38 @@ class SendContribution:
 
 
 @dataclass(frozen=True)
-class Reduce:
-    """Reduce a part over these members, in this order. → ``reduced``."""
+class Combine:
+    """Take the mean of what these members of our group gave for a part, for its reducer. → ``combined``."""
 
     round: int
     attempt: int
     part: int
     contributors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SendPartial:
+    """Send what was combined (``lead``: its first contributor; None: nothing was) to a part's reducer, and
+    who of the group gives nothing. → ``partial_sent``.
+    """
+
+    round: int
+    attempt: int
+    part: int
+    lead: int | None
+    abstained: tuple[int, ...]
+    to: str
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Reduce a part over what these members gave, and over the partials with these leads. → ``reduced``."""
+
+    round: int
+    attempt: int
+    part: int
+    contributors: tuple[int, ...]
+    partials: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +151,8 @@ Effect = (
     Append
     | Cut
     | SendContribution
+    | Combine
+    | SendPartial
     | Reduce
     | SendResult
     | Fetch

@@ -1,10 +1,29 @@
-"""Which member reduces which part."""
+"""Which member reduces which part, and who is in which group.
+
+In a large round members are in groups of about the square root of their number: what is given goes to one of
+the own group, who sends on their mean, and results come back the same way. So nobody talks to all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from potluck.wire.records import Member
+
+FLAT = 32
+"""Up to so many members everybody talks to every reducer."""
+
+
+def groups_for(members: int, flat: int = FLAT) -> int:
+    """How many groups a round of so many members has."""
+    return 1 if members <= flat else round(math.sqrt(members))
+
+
+def ring(group: int, groups: int, members: int, turn: int) -> Iterator[int]:
+    """The members of a group, at each ``turn`` beginning with another: the first that lives acts for it."""
+    everyone = range(group, members, groups)
+    return (everyone[(turn + i) % len(everyone)] for i in range(len(everyone)))
 
 
 def assign(parts: int, members: Sequence[Member], last: Mapping[int, Member]) -> tuple[int, ...]:

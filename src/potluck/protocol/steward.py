@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from potluck.protocol.plan import assign, reassign
-from potluck.protocol.swarm import Swarm
-from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView, fault
+from potluck.errors import ProtocolError
+from potluck.protocol.plan import FLAT, assign, groups_for, reassign
+from potluck.protocol.swarm import EXPIRY_S, Swarm
+from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView
+from potluck.wire.codec import MAX_MESSAGE_BYTES, encode
 from potluck.wire.messages import Progress
-from potluck.wire.records import Body, Commit, Finish, Member, Open, PartInfo, Reassign, Snapshot
+from potluck.wire.records import Body, Commit, Finish, Grant, Held, Member, Open, PartInfo, Reassign, Snapshot
 
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
@@ -25,19 +27,27 @@ SETTLE_S = 2.0
 IDLE_S = 5.0
 """A trainer that has not stepped for so long, and for four of its usual steps, is no member, in seconds."""
 
+ROUND_BYTES = MAX_MESSAGE_BYTES * 9 // 10
+MEMBER_BYTES = 110
+"""A record has so many bytes to spare, and an open takes so many of them for each member."""
+
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the recipe says about rounds; ``round_bytes`` is the size of one whole encoded contribution."""
+    """What the recipe says about rounds; ``round_bytes`` is the size of one whole encoded contribution.
+
+    A round of more than ``flat`` members has groups.
+    """
 
     round_tokens: int
     grace_s: float
     end_tokens: int
     end_rounds: int
     round_bytes: int
+    flat: int = FLAT
 
 
 @dataclass(frozen=True)
@@ -56,18 +66,30 @@ class Times:
     opened: float
 
 
-def decide(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) -> Decision:
-    """What the ledger needs next, as far as this peer can see."""
+def decide(
+    view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float, known: Mapping[str, PartInfo]
+) -> Decision:
+    """What the ledger needs next, as far as this peer can see. ``known`` are the open round's results that
+    are here, by digest: only of those it can say who is in them.
+    """
     if view.genesis is None:
         return Decision(None, "waiting for the run's first record")
     if view.finished is not None:
         return Decision(None, f"the run is over: {view.finished.reason}")
     if view.open is not None:
-        return _conclude(view, view.open, swarm, rules, times, now)
+        return _conclude(view, view.open, swarm, rules, times, now, known)
     end = _end(view, rules)
     if end is not None:
         return Decision(Finish(view.round, end), end)
     return _begin(view, swarm, rules, times, now)
+
+
+def subject(decision: Decision, view: RunView) -> object:
+    """What a decision is about, whatever its figures."""
+    body = decision.body
+    if isinstance(body, Grant):
+        return "Grant", view.leases.grants if view.leases is not None else 0
+    return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)
 
 
 def agree_on_snapshot(
@@ -147,11 +169,15 @@ def _has_work(progress: Progress) -> bool:
 
 def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, reason: str) -> Open:
     assert view.genesis is not None
+    ready = _fitting(ready, view.round)
     members = tuple(sorted(p.member for p in ready))
     uplinks = [p.uplink for p in ready if p.uplink > 0]
     transfer_s = 2 * rules.round_bytes / min(uplinks) if uplinks else 0.0
     steps_s = 2 * max(p.step_s if p.step_s > 0 else 0.0 for p in ready)
-    grace_s = rules.grace_s + min(steps_s, PATIENT_S) + min(transfer_s, PATIENT_S)
+    groups = groups_for(len(members), rules.flat)
+    # Of groups some may wait for one that acts for them and is dead.
+    death_s = EXPIRY_S if groups > 1 else 0.0
+    grace_s = rules.grace_s + min(steps_s, PATIENT_S) + min(transfer_s, PATIENT_S) + death_s
     return Open(
         round=view.round + 1,
         attempt=view.open.attempt + 1 if view.open else 0,
@@ -160,20 +186,38 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
         base=base,
         grace_s=round(grace_s, 2),
         reason=reason,
+        groups=groups,
     )
 
 
+def _fitting(ready: Sequence[Progress], turn: int) -> Sequence[Progress]:
+    """As many as one record can name, others each time; what the rest has done waits for their turn."""
+    most = ROUND_BYTES // MEMBER_BYTES
+    if len(ready) <= most:
+        return ready
+    start = turn * most % len(ready)
+    return [*ready[start:], *ready[:start]][:most]
+
+
 def _conclude(
-    view: RunView, open_: OpenRound, swarm: Swarm, rules: Rules, times: Times, now: float
+    view: RunView,
+    open_: OpenRound,
+    swarm: Swarm,
+    rules: Rules,
+    times: Times,
+    now: float,
+    known: Mapping[str, PartInfo],
 ) -> Decision:
     """Commit the open round, or mend it."""
     live = [m for m in open_.members if swarm.lives(m, now)]
     witnesses = [p for p in swarm.alive(now) if _sees(p, open_)]
-    results = _best(open_, witnesses)
+    results = _best(open_, witnesses, known)
     need = min(2, max(1, len(live)))
     if all(count >= need for count, _ in results):
-        infos = tuple(info for _, info in results if info is not None)
-        return _commit(open_, infos, need, swarm, now)
+        infos = [known.get(held.digest) for _, held in results if held is not None]
+        decision = _commit(open_, tuple(filter(None, infos)), need, swarm, now) if all(infos) else None
+        if decision is not None:
+            return decision
     if not live:
         why = f"no member of round {open_.round} is left"
         return _reopen(view, swarm, rules, now, why, exclude_stuck=False)
@@ -191,6 +235,10 @@ def _conclude(
     ]
     if orphans:
         return _replace(open_, orphans, swarm, now)
+    if all(count >= need for count, _ in results):
+        absent = sum(held is not None and held.digest not in known for _, held in results)
+        why = f"{absent} of its parts are not here yet" if absent else "no record can hold its commit"
+        return Decision(None, f"round {open_.round} is ready; {why}")
     lacking = [part for part, (count, _) in enumerate(results) if count < need]
     waits = sorted({swarm.name(open_.members[open_.reducers[part]]) for part in lacking})
     return Decision(
@@ -215,29 +263,27 @@ def _sees(progress: Progress, open_: OpenRound) -> bool:
     return progress.round == open_.round - 1 and progress.attempt == open_.attempt
 
 
-def _best(open_: OpenRound, witnesses: Sequence[Progress]) -> list[tuple[int, PartInfo | None]]:
+def _best(
+    open_: OpenRound, witnesses: Sequence[Progress], known: Mapping[str, PartInfo]
+) -> list[tuple[int, Held | None]]:
     """For each part how many peers hold its result, and that; of several the most held, or lowest digest.
 
-    Announcements are others' words: what can't be a result of this round does not count, and of two
-    descriptions of the same bytes the more frequent one does.
+    What is said of a result that is here, and is not so, does not count.
     """
-    told: Counter[PartInfo] = Counter()
+    holders: Counter[Held] = Counter()
     for progress in witnesses:
-        told.update({(info.part, info.digest): info for info in progress.held}.values())
-    sound = [
-        info for info in told if info.part < len(open_.reducers) and fault(info, len(open_.members)) is None
-    ]
-    holders: Counter[tuple[int, str]] = Counter()
-    for info in sound:
-        holders[info.part, info.digest] += told[info]
-    best: list[tuple[int, PartInfo | None]] = [(0, None)] * len(open_.reducers)
-    for info in sorted(sound, key=lambda i: (-holders[i.part, i.digest], i.digest, -told[i])):
-        if best[info.part][1] is None:
-            best[info.part] = holders[info.part, info.digest], info
+        holders.update(h for h in set(progress.held) if h.digest not in known or known[h.digest].held == h)
+    best: list[tuple[int, Held | None]] = [(0, None)] * len(open_.reducers)
+    for held in sorted(holders, key=lambda h: (-holders[h], h.digest, h.size)):
+        if held.part < len(best) and best[held.part][1] is None:
+            best[held.part] = holders[held], held
     return best
 
 
-def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swarm, now: float) -> Decision:
+def _commit(
+    open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swarm, now: float
+) -> Decision | None:
+    """The commit of these results; None if it is too large for a record."""
     weights = {index: weight for info in infos for index, weight in info.contributors}
     losses = []
     for index, weight in sorted(weights.items()):
@@ -254,8 +300,11 @@ def _commit(open_: OpenRound, infos: tuple[PartInfo, ...], need: int, swarm: Swa
         reason += f"; without {', '.join(lost)}"
     tokens = min(int(sum(weights.values())), MAX_WEIGHT)
     counted = tuple(sorted(blocks.items()))
-    body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000], counted)
-    return Decision(body, reason)
+    body = Commit(open_.round, open_.attempt, infos, tokens, loss, reason[:2000], counted).abridged()
+    try:
+        return Decision(body, reason) if len(encode(body)) < ROUND_BYTES else None
+    except ProtocolError:
+        return None
 
 
 def _replace(open_: OpenRound, orphans: Sequence[int], swarm: Swarm, now: float) -> Decision:

@@ -46,6 +46,7 @@ class OpenRound:
     reducers: tuple[int, ...]
     base: str
     grace_s: float
+    groups: int = 1
 
     def index(self, member: Member) -> int | None:
         """Place of a member in this round, if it has one."""
@@ -119,10 +120,13 @@ class RunView:
             return "it names a member twice"
         if len(body.reducers) != self.genesis.parts or max(body.reducers) >= len(body.members):
             return "its plan does not give every part to a member"
+        if body.groups > len(body.members):
+            return "it has more groups than members"
         if not 0 < body.grace_s < math.inf:
             return "its grace period is no time"
         self.reopened += self.open is not None
-        self.open = OpenRound(body.round, body.attempt, body.members, body.reducers, body.base, body.grace_s)
+        plan = body.members, body.reducers, body.base, body.grace_s, body.groups
+        self.open = OpenRound(body.round, body.attempt, *plan)
         return None
 
     def _reassign(self, body: Reassign) -> str | None:
@@ -142,11 +146,16 @@ class RunView:
             return "its round is not open"
         if [info.part for info in body.parts] != list(range(self.genesis.parts)):
             return "it does not name each part once, in order"
-        unfit = next(filter(None, (fault(info, len(self.open.members)) for info in body.parts)), None)
+        if len(body.weights) > len(self.open.members):
+            return "it has more weights than there are members"
+        body = body.spelt_out()
+        # Parts that all contributed to share one tuple, which need be looked at only once.
+        distinct = {id(info.contributors): info for info in body.parts}.values()
+        unfit = next(filter(None, (fault(info, len(self.open.members)) for info in distinct)), None)
         if unfit:
             return unfit
         counted = [index for index, _ in body.blocks]
-        if counted != sorted(set(counted)) or not set(counted) <= contributors(body.parts):
+        if counted != sorted(set(counted)) or not set(counted) <= contributors(distinct):
             return f"it counts data blocks of {counted}: not its contributors, each once"
         self.moved = {}
         if self.leases is not None:
@@ -203,6 +212,7 @@ def fault(info: PartInfo, members: int) -> str | None:
     indices = [index for index, _ in info.contributors]
     if not indices or indices != sorted(set(indices)) or indices[-1] >= members:
         return f"part {info.part} has contributors {indices}: not members, each at most once"
-    if not all(0 < weight <= MAX_WEIGHT for _, weight in info.contributors):
+    weights = [weight for _, weight in info.contributors]
+    if not (math.isfinite(sum(weights)) and min(weights) > 0 and max(weights) <= MAX_WEIGHT):
         return f"part {info.part} has a weight that is no number of tokens"
     return None

@@ -13,9 +13,6 @@ from potluck.errors import CorruptData, ProtocolError
 SLICE = 1 << 18
 """Values handled at a time, so that sum and product stay in the processor's cache."""
 
-MAX_WEIGHT = float(1 << 53)
-"""Weights count tokens; nobody trained on more."""
-
 
 def weighted_mean(values: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDArray[np.float32]:
     """Σ (w_i / Σ w) · x_i over contributions x_i [n], summed in fp32 in the order given.
@@ -44,7 +41,7 @@ def _shares(values: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> 
     if not values or len(values) != len(weights):
         raise ProtocolError(f"{len(values)} contributions with {len(weights)} weights can't be averaged")
     for index, (x, weight) in enumerate(zip(values, weights, strict=True)):
-        if not 0 < weight <= MAX_WEIGHT:
+        if not 0 < weight < math.inf:
             raise ProtocolError(f"contribution {index} has weight {weight}, not a positive number of tokens")
         if x.shape != (values[0].size,) or x.dtype != np.float32:
             raise ProtocolError(

@@ -22,6 +22,9 @@ FEW = 3
 _RESTART_S = 0.25
 """How often it is looked whether a disk has all that a restart from it needs."""
 
+_COMING_S = 6.0
+"""After a restart of all everybody has started again within so long."""
+
 
 class Faults:
     """The unkindness of one simulation; of overlapping faults of one kind the one that ends last counts."""
@@ -126,8 +129,9 @@ class Faults:
             self.sim.kill(peer)
         self.sim.shelf[heir.me.peer] = heir.store
         self.sim.at(1.0, partial(self._start, heir.me.peer, heir.store))
+        apart_s = min(0.5, _COMING_S / max(1, len(others)))
         for number, peer in enumerate(others):
-            self.sim.at(1.5 + 0.5 * number, partial(self._start, peer.me.peer, MemoryStore()))
+            self.sim.at(1.5 + apart_s * number, partial(self._start, peer.me.peer, MemoryStore()))
 
     def may_vanish(self, victims: list[SimPeer]) -> bool:
         """Invariant 4 speaks of content as long as one holder lives: the last holder is not crashed."""

@@ -18,6 +18,7 @@ from potluck.protocol.leases import Span
 from potluck.protocol.view import RunView, contributors
 from potluck.testing.residuals import Residuals
 from potluck.wire.records import Commit, Member, PartInfo
+from potluck.wire.result import unpack
 
 Exact = NDArray[np.float64]
 
@@ -135,7 +136,7 @@ class Referee:
         for one, weight in pairs:
             assert one is not None
             total += weight * self._codec.decode(one.encoded[info.part], size)
-        result = self._codec.decode(raw, size).astype(np.float64)
+        result = self._result(raw, info.part)
         off = self.residuals.reduced(member, info, total / info.weight, result)
         if off > 0:
             self._fail(f"a result is not the mean and the residual in round {key[0]}: off by {off:.6f}")
@@ -195,7 +196,7 @@ class Referee:
             if raw is None:
                 self._fail(f"round {commit.round} part {part} is committed, and nobody has it")
             else:
-                decoded.append(self._codec.decode(raw, self._size(part)).astype(np.float64))
+                decoded.append(self._result(raw, part))
                 self._reduced(commit, part, raw, [(m, given[m]) for m in members if m in given], members)
         weights = {index: weight for info in commit.parts for index, weight in info.contributors}
         if abs(commit.tokens - sum(weights.values())) > 1:
@@ -236,7 +237,7 @@ class Referee:
                 return
             total += one.weight * self._codec.decode(one.encoded[part], bounds.stop - bounds.start)
             weight += one.weight
-        result = self._codec.decode(raw, bounds.stop - bounds.start)
+        result = self._result(raw, part)
         self._largest[part] = max(self._largest[part], float(np.abs(result).max()))
         slack = self._largest[part] / 127 * 1.01 if self._lossy else 0.0
         off = float(np.abs(result - total / weight).max())
@@ -257,6 +258,9 @@ class Referee:
 
     def _size(self, part: int) -> int:
         return int(self._bounds[part].stop - self._bounds[part].start)
+
+    def _result(self, raw: bytes, part: int) -> Exact:
+        return self._codec.decode(unpack(raw)[1], self._size(part)).astype(np.float64)
 
     def _decoded(self, encoded: Sequence[bytes]) -> Exact:
         parts = [self._codec.decode(raw, self._size(part)) for part, raw in enumerate(encoded)]

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from potluck.errors import UsageError
+from potluck.protocol.plan import FLAT
 
 FORMS = {
     "crash {peer}": "SIGKILL for good; not of the last holder of what others need",
@@ -98,8 +99,8 @@ class World:
     """How unkind the world is: the swarm, its wires, and rates (per simulated minute) for making faults up.
 
     Delays are one way, in seconds. ``learning`` is how much a step changes a model; ``round_tokens`` 0 is
-    200 for each peer; the data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); without a
-    commit for ``bound_s`` the swarm is taken for stuck.
+    200 for each peer; rounds of more than ``flat`` members have groups; the data has ``blocks`` blocks, gone
+    through ``epochs`` times (0: for ever); without a commit for ``bound_s`` the swarm is taken for stuck.
     """
 
     peers: int = 4
@@ -114,6 +115,7 @@ class World:
     outer: str = "nesterov"
     codec: str = "int8"
     bound_s: float = 45.0
+    flat: int = FLAT
     blocks: int = 500
     epochs: int = 0
     crashes: float = 2.0
@@ -275,7 +277,7 @@ def _setting(value: object) -> str:
 
 
 _CHOICES = {"outer": ("nesterov", "average"), "codec": ("fp32", "int8")}
-_INTEGERS = ("peers", "round_tokens", "blocks", "epochs")
+_INTEGERS = ("peers", "round_tokens", "blocks", "epochs", "flat")
 
 
 def _read_setting(name: str, words: list[str]) -> object:
@@ -398,6 +400,24 @@ def small(seed: int) -> World:
         codec="fp32" if seed % 5 < 2 else "int8",
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
+        flat=3 if seed % 4 == 3 else FLAT,
         duration_s=20.0 * longer,
         calm_s=22.0,
+    )
+
+
+def large(seed: int, peers: int) -> World:
+    """The large world of a seed, for running a few: every second one rough, all for less than a minute.
+
+    Each peer suffers as much as one of twenty does in the usual worlds. The data is not leased.
+    """
+    return replace(
+        (LIGHT, HEAVY)[seed % 2].scaled(max(1.0, peers / 20)),
+        peers=peers,
+        outer="nesterov" if seed % 4 < 2 else "average",
+        codec="fp32" if seed % 5 < 2 else "int8",
+        round_tokens=0,
+        blocks=0,
+        duration_s=20.0,
+        calm_s=30.0,
     )

@@ -18,6 +18,7 @@ from potluck.peer.dataplane import Vector
 from potluck.peer.state import first_snapshot, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
+from potluck.protocol.swarm import CROWD, Swarm
 from potluck.protocol.view import RunView
 from potluck.recipe import Data, End, Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
@@ -28,7 +29,7 @@ from potluck.testing.scenario import Fault, Scenario, World, scenario
 from potluck.testing.world import SimPeer
 from potluck.wire.codec import WIRE, digest, encode
 from potluck.wire.messages import Progress
-from potluck.wire.records import Chain, Commit, Entry, Member, TensorSpec
+from potluck.wire.records import ZERO, Body, Chain, Commit, Entry, Member, Record, TensorSpec
 
 __all__ = ["InvariantBroken", "Outcome", "Simulation", "World", "replay"]
 
@@ -87,7 +88,12 @@ class Simulation:
         self.random = random.Random(seed)
         self.now = 0.0
         self.calm = False
+        self.stopped = False
+        """Set to end it here."""
+        self.ear = Swarm() if world.peers > CROWD else None
+        """In a crowd one hears for all."""
         self.ledger: list[bytes] = []
+        self._chain, self._entries = Chain(), list[Entry]()
         self.peers: dict[str, SimPeer] = {}
         self.shelf: dict[str, MemoryStore] = {}
         """Disks of which everything starts again in a moment."""
@@ -99,7 +105,7 @@ class Simulation:
             end=End(epochs=world.epochs),
             rounds=Rounds(tokens=world.tokens, codec=world.codec, grace_s=3.0, snapshot_every=3, parts=5),
         )
-        self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100)
+        self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100, world.flat)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._born = 0
@@ -152,6 +158,10 @@ class Simulation:
         sender = self.peers.get(progress.peer)
         if sender is None or not sender.machine.sends:
             return
+        if self.ear is not None:
+            self.outcome.deliveries += len(self.peers)
+            self.at(self.delay() + self.delay(), lambda: self._overheard(progress))
+            return
         muted = self.faults.muted
         hearing = [p for p in self.peers.values() if p.machine.hears and not muted(progress.peer, p.me.peer)]
         self.outcome.deliveries += len(hearing)
@@ -160,6 +170,12 @@ class Simulation:
             if self.happens("duplicate"):
                 self._tell(group, progress)
             self._tell(group, progress)
+
+    def _overheard(self, progress: Progress) -> None:
+        assert self.ear is not None
+        if self.faults.hub_up:
+            self.ear.echo(self.now, progress.every_s)
+            self.ear.hear(progress, self.now)
 
     def _tell(self, group: list[SimPeer], progress: Progress) -> None:
         if self.faults.rates["loss"]:
@@ -171,6 +187,17 @@ class Simulation:
 
         self.at(self.delay() + self.delay(), arrive)
 
+    def entry(self, sequence: int) -> Entry:
+        """The record at its place, read and checked once for all peers."""
+        while len(self._entries) < sequence:
+            after = len(self._entries)
+            self._entries.append(self._chain.follow(after + 1, self.ledger[after]))
+        return self._entries[sequence - 1]
+
+    def record(self, after: int, author: str, body: Body) -> bytes:
+        """Bytes of the record that an author who has followed so many would append."""
+        return encode(Record(self.entry(after).hash if after else ZERO, author, body))
+
     def append(self, raw: bytes, after: int) -> bool:
         """Compare-and-set at the hub."""
         if after != len(self.ledger):
@@ -179,6 +206,9 @@ class Simulation:
         for peer in list(self.peers.values()):
             self.at(self.delay(), peer.read_ledger)
         return True
+
+    def asked(self, peer: str, other: str, what: str) -> None:
+        """A request goes from one peer to another; for whoever counts them."""
 
     # -- the swarm -------------------------------------------------------------------------------
 
@@ -226,6 +256,8 @@ class Simulation:
         core = PeerCore(me, self.rules, trains=True, have=store.digests(), snapshot_every=every)
         chance = self.of_peer(peer)
         chance.random()  # when it came
+        if self.ear is not None:
+            core.swarm = self.ear
         newcomer = SimPeer(self, me, core, store, speed=chance.uniform(40, 160))
         lives = self._lives[peer]
         newcomer.name = self.named(peer) + (f"/{lives}" if lives > 1 else "")
@@ -266,13 +298,13 @@ class Simulation:
     def committed(self, entry: Entry, peer: SimPeer) -> None:
         """A peer followed a commit."""
         view, body = peer.core.view, entry.record.body
-        if not isinstance(body, Commit) or view.commits.get(body.round) != body:
-            return
-        if body.round not in self.referee.commits:
+        commit = view.commits.get(body.round) if isinstance(body, Commit) else None
+        if commit is not None and commit.round not in self.referee.commits:
             self._commit_seen = self.now
-            self._check_held(body, view.members[body.round])
-            raws = [next(filter(None, (s.get(i.digest) for s in self._stores())), None) for i in body.parts]
-            self.referee.committed(self.now, body, view.members[body.round], raws, view.moved)
+            members = view.members[commit.round]
+            self._check_held(commit, members)
+            raws = [next(filter(None, (s.get(i.digest) for s in self._stores())), None) for i in commit.parts]
+            self.referee.committed(self.now, commit, members, raws, view.moved)
 
     def _check_held(self, commit: Commit, members: tuple[Member, ...]) -> None:
         """Two members held every part, unless for want of a second one that everybody has heard lately."""
@@ -363,11 +395,12 @@ class Simulation:
         self.at(1.0, self._check_progress)
         end = self.world.duration_s + self.world.calm_s
         queue, pop, outcome = self._queue, heapq.heappop, self.outcome
-        while queue and queue[0][0] <= end:
+        while queue and queue[0][0] <= end and not self.stopped:
             self.now, _, action = pop(queue)
             outcome.events += 1
             action()
-        self._check_end()
+        if not self.stopped:
+            self._check_end()
         view = self.head()
         outcome.rounds, outcome.tokens = view.round, view.tokens
         outcome.reopened, outcome.reassigned = view.reopened, len(self.reassigned)

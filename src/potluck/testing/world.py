@@ -11,12 +11,13 @@ import numpy as np
 from potluck.data.leases import LeaseQueue
 from potluck.errors import StoreError
 from potluck.peer.dataplane import Carry, Vector, carried
-from potluck.peer.state import Contribution, Missing, PeerState
+from potluck.peer.state import Missing, PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Announce,
     Append,
     Apply,
+    Combine,
     Cut,
     Drop,
     Effect,
@@ -28,14 +29,16 @@ from potluck.protocol.effects import (
     Reduce,
     Revoked,
     SendContribution,
+    SendPartial,
     SendResult,
     WriteSnapshot,
 )
 from potluck.store.contents import MemoryStore
+from potluck.testing.calls import Caller
 from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
-from potluck.wire.messages import Answer, Progress, PushContribution
-from potluck.wire.records import Chain, Commit, Genesis, Member, Open, PartInfo, Reassign
+from potluck.wire.messages import Progress
+from potluck.wire.records import Commit, Genesis, Member, Open, Reassign
 
 if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
 STEP_S = 0.5
 BLOCK_TOKENS = 10
 LEASE = 40
-SILENCE_S = 4.0
 WAKE_S = 0.05
 
 REJOIN_S = 10.0
@@ -53,7 +55,7 @@ AILING_S = 1.0
 """Pause after a disk refused something, as ``peer.actions`` makes it."""
 
 
-class SimPeer:
+class SimPeer(Caller):
     """One life of one peer. ``speed`` is in tokens/s."""
 
     def __init__(self, sim: Simulation, me: Member, core: PeerCore, store: MemoryStore, speed: float) -> None:
@@ -62,7 +64,7 @@ class SimPeer:
         self.machine = Machine(sim, me.peer)
         self._step_s = self._step_due_s = STEP_S
         self._speed = speed
-        self._chain = Chain()
+        self._sequence = 0
         self._state: PeerState | None = None
         self._tokens = 0.0
         self._in_flight = 0.0
@@ -97,7 +99,7 @@ class SimPeer:
 
     def _beat(self) -> None:
         self._announce()
-        self.later(self.sim.random.uniform(0.9, 1.1), self._beat)
+        self.later(self.core.every_s(self.machine.now) * self.sim.random.uniform(0.9, 1.1), self._beat)
 
     def _announce(self) -> None:
         loss = float(np.abs(self._local).mean()) if self._local is not None else None
@@ -138,9 +140,9 @@ class SimPeer:
     def _follow(self) -> None:
         if not self.machine.connected:
             return
-        while self._chain.sequence < len(self.sim.ledger):
-            sequence = self._chain.sequence + 1
-            entry = self._chain.follow(sequence, self.sim.ledger[sequence - 1])
+        while self._sequence < len(self.sim.ledger):
+            self._sequence += 1
+            sequence, entry = self._sequence, self.sim.entry(self._sequence)
             body = entry.record.body
             if isinstance(body, Genesis):
                 self._state = PeerState(self.store, self.sim.recipe, body)
@@ -189,7 +191,8 @@ class SimPeer:
     def _learn(self) -> None:
         """Train on the data blocks of one step, as many as there are."""
         assert self._local is not None
-        taken = sum(self._data.take() is not None for _ in range(self._blocks))
+        leased = self.sim.world.blocks > 0
+        taken = sum(self._data.take() is not None for _ in range(self._blocks)) if leased else self._blocks
         was, self._waiting = self._waiting, not taken
         if self._waiting:
             if not was:
@@ -286,6 +289,10 @@ class SimPeer:
                 self._cut = (effect.round, effect.attempt)
             case SendContribution():
                 self._send_contribution(effect)
+            case Combine():
+                self.later(0.02 * self.machine.pace, partial(self._combine, effect))
+            case SendPartial():
+                self._send_partial(effect)
             case Reduce():
                 self.later(0.02 * self.machine.pace, partial(self._reduce, effect))
             case SendResult():
@@ -313,8 +320,8 @@ class SimPeer:
     def _append(self, effect: Append) -> None:
         if isinstance(effect.body, Commit):
             self.sim.deciding.update(info.digest for info in effect.body.parts)
-        raw = self._chain.next(self.me.peer, effect.body)
-        after = self._chain.sequence
+        after = self._sequence
+        raw = self.sim.record(after, self.me.peer, effect.body)
 
         def arrive() -> None:
             ok = self.machine.sends and self.sim.append(raw, after)
@@ -324,6 +331,12 @@ class SimPeer:
 
         self.sim.at(self.sim.delay(), arrive)
 
+    def _combine(self, effect: Combine) -> None:
+        assert self._state is not None
+        where = (effect.round, effect.attempt, effect.part)
+        self.core.combined(*where, *self._state.combine(*where, effect.contributors))
+        self.poll()
+
     def _reduce(self, effect: Reduce) -> None:
         assert self._state is not None
         where = (effect.round, effect.attempt, effect.part)
@@ -331,7 +344,7 @@ class SimPeer:
             self.core.reduced(*where, None, ())
             return
         try:
-            info, refused = self._state.reduce(*where, effect.contributors)
+            info, refused = self._state.reduce(*where, effect.contributors, effect.partials)
         except StoreError:
             self.later(AILING_S, lambda: self._settle(lambda _: self.core.reduced(*where, None, ()), None))
             return
@@ -380,106 +393,3 @@ class SimPeer:
             return
         if snapshot.round == effect.round:
             self.core.snapshot_written(snapshot)
-
-    # -- messages to one peer --------------------------------------------------------------------
-
-    def _request(
-        self, to: str, serve: Callable[[SimPeer], object], answered: Callable[[object], None]
-    ) -> None:
-        """Ask another peer; None if it could not be reached (seen at once, or after the silence)."""
-        sim = self.sim
-
-        def back(reply: object) -> None:
-            self.later(sim.delay(), lambda: self._settle(answered, reply))
-
-        def arrive() -> None:
-            target = sim.peers.get(to)
-            if target is None:
-                back(None)
-                return
-            gets_there = sim.reachable(self.me.peer, to) and not sim.happens("loss")
-            reply = serve(target) if gets_there else None
-            if not gets_there or sim.faults.cuts(to, self.me.peer) or sim.happens("loss"):
-                self.later(SILENCE_S, lambda: self._settle(answered, None))
-            else:
-                back(reply)
-
-        def again() -> None:
-            target = sim.peers.get(to)
-            if target is not None and sim.reachable(self.me.peer, to):
-                serve(target)
-
-        sim.outcome.requests += 1
-        sim.at(sim.delay(), arrive)
-        if sim.happens("duplicate"):
-            sim.at(sim.delay(), again)
-
-    def _settle(self, answered: Callable[[object], None], reply: object) -> None:
-        answered(reply)
-        self.poll()
-
-    def _send_contribution(self, effect: SendContribution) -> None:
-        assert self._state is not None
-        where = (effect.round, effect.attempt, effect.part)
-        given = self._state.contribution(*where) or Contribution(0.0, b"")
-        push = PushContribution(*where, given.weight, len(given.raw), given.blocks)
-
-        def answered(reply: object) -> None:
-            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.sent(*where, effect.to, None, answer, self.machine.now)
-
-        self.sim.outcome.request_bytes += len(given.raw)
-        self._request(effect.to, lambda peer: peer.take_contribution(push, self.me, given.raw), answered)
-
-    def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
-        """Another member's contribution came, as large as its part, or empty if there will be none."""
-        if self._state is None:
-            return Answer(False, "no state yet", retry=True)
-        due = self._state.contribution_size(push.part) if push.weight > 0 else 0
-        if len(raw) != due:
-            self.sim.fail(f"{member.peer[:4]} gives {len(raw)} bytes for part {push.part}, {due} are due")
-        answer = self.core.contributed(push, member)
-        if answer.ok and self.core.exchange is not None:
-            index = self.core.exchange.members.index(member)
-            where = (push.round, push.attempt, push.part, index)
-            self._state.take(*where, Contribution(push.weight, raw, push.blocks))
-            self.poll()
-        return answer
-
-    def _send_result(self, effect: SendResult) -> None:
-        where = (effect.round, effect.attempt, effect.part)
-        raw = self.store.get(effect.digest)
-        exchange = self.core.exchange
-        info = next((i for i in (exchange.held if exchange else ()) if i.digest == effect.digest), None)
-
-        def answered(reply: object) -> None:
-            answer = reply if isinstance(reply, Answer) else Answer(False, "unreachable", retry=True)
-            self.core.sent(*where, effect.to, effect.digest, answer, self.machine.now)
-
-        if raw is not None and info is not None:
-            self.sim.outcome.request_bytes += len(raw)
-            self._request(effect.to, lambda peer: peer.take_result(*where[:2], info, raw), answered)
-
-    def take_result(self, round_: int, attempt: int, info: PartInfo, raw: bytes) -> Answer:
-        """A reducer's result came."""
-        if not self._keep(raw):
-            return Answer(False, "it could not be kept", retry=True)
-        self.core.result(round_, attempt, info)
-        self.poll()
-        return Answer(True)
-
-    def _keep(self, raw: bytes) -> bool:
-        """Store content that came from elsewhere, if the disk takes it."""
-        try:
-            self.store.put(raw)
-        except StoreError:
-            return False
-        return True
-
-    def _fetch(self, effect: Fetch) -> None:
-        def answered(reply: object) -> None:
-            if isinstance(reply, bytes):
-                self.sim.outcome.request_bytes += len(reply)
-            self.core.fetched(effect.digest, isinstance(reply, bytes) and self._keep(reply), self.machine.now)
-
-        self._request(effect.source, lambda peer: peer.store.get(effect.digest), answered)

@@ -7,10 +7,16 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from potluck.wire.codec import WIRE
-from potluck.wire.records import Count, Digest, Member, PartInfo, PeerId, Reason
+from potluck.wire.records import Count, Digest, Held, Member, PeerId, Reason
 
 MAX_WANTS = 1 << 20
 """More data blocks than anybody needs at a time."""
+
+MAX_GROUP = 2000
+"""More members than a group ever has."""
+
+MAX_EVERY_S = 120.0
+"""Nobody announces itself more seldom, in seconds."""
 
 Phase = Literal["joining", "training", "following", "leaving", "gone"]
 
@@ -19,6 +25,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     """What a peer says of itself, about once a second and at every change: presence and progress in one.
 
     ``beat`` counts them, so that one that comes late is dropped; of two sessions the later sorts higher.
+    ``every_s`` is how long the next may be in coming, in seconds.
     ``since`` is the length of the ledger when the peer came. ``round`` is the last round applied, ``state``
     its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``idle_s`` is how long ago the
     last step ended; ``uplink`` is in bytes/s, 0 while unknown. ``held`` lists the results held of
@@ -32,6 +39,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     peer: PeerId
     session: Annotated[str, Meta(max_length=32)]
     beat: Count = 0
+    every_s: Annotated[float, Meta(ge=1, le=MAX_EVERY_S)] = 1.0
     since: Count = 0
     name: Annotated[str, Meta(max_length=100)] = ""
     version: Annotated[str, Meta(max_length=40)] = ""
@@ -52,7 +60,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     waiting: bool = False
     attempt: int = 0
     abstains: bool = False
-    held: Annotated[tuple[PartInfo, ...], Meta(max_length=65_536)] = ()
+    held: Annotated[tuple[Held, ...], Meta(max_length=65_536)] = ()
     snapshots: Annotated[dict[int, Digest], Meta(max_length=64)] = {}
     parts_from: int = 0
     bytes_sent: int = 0
@@ -87,12 +95,27 @@ class PushContribution(Struct, frozen=True, tag=True):
     blocks: Count = 0
 
 
-class PushResult(Struct, frozen=True, tag=True):
-    """A reducer's result of one part; ``info.size`` bytes follow."""
+class PushPartial(Struct, frozen=True, tag=True):
+    """The weighted mean of what some members of one group gave for one part; ``size`` bytes follow.
+
+    ``contributors`` and ``blocks`` are as in ``PartInfo``; ``abstained`` members of the group give nothing.
+    """
 
     round: Count
     attempt: Count
-    info: PartInfo
+    part: Count
+    contributors: Annotated[tuple[tuple[Count, float], ...], Meta(max_length=MAX_GROUP)]
+    blocks: Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=MAX_GROUP)]
+    abstained: Annotated[tuple[Count, ...], Meta(max_length=MAX_GROUP)]
+    size: Count
+
+
+class PushResult(Struct, frozen=True, tag=True):
+    """A result of one part; ``held.size`` bytes follow, in which is said who is in it (``wire.result``)."""
+
+    round: Count
+    attempt: Count
+    held: Held
 
 
 class Fetch(Struct, frozen=True, tag=True):
@@ -103,7 +126,7 @@ class Fetch(Struct, frozen=True, tag=True):
 
 class Answer(Struct, frozen=True, tag=True):
     """Yes, or no with a reason. ``retry``: not now, but soon; ``version``: another wire version, so never.
-    ``size`` bytes follow an answered ``Fetch``.
+    ``size`` bytes follow an answered ``Fetch``. ``known`` are members of a partial that are counted already.
     """
 
     ok: bool
@@ -111,6 +134,7 @@ class Answer(Struct, frozen=True, tag=True):
     retry: bool = False
     size: Count = 0
     version: bool = False
+    known: Annotated[tuple[Count, ...], Meta(max_length=MAX_GROUP)] = ()
 
 
-Request = Hello | PushContribution | PushResult | Fetch
+Request = Hello | PushContribution | PushPartial | PushResult | Fetch

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from potluck.errors import CorruptData, ProtocolError
 from potluck.wire.codec import decode, digest, encode
@@ -61,6 +62,14 @@ class Member(Struct, frozen=True, order=True):
     session: Annotated[str, Meta(max_length=32)]
 
 
+class Held(Struct, frozen=True):
+    """A result of one part that somebody has: its content by digest, and that content's bytes."""
+
+    part: Count
+    digest: Digest
+    size: Count
+
+
 class PartInfo(Struct, frozen=True):
     """The reduced result of one part: its bytes by digest, and who is in it with what weight (tokens).
 
@@ -73,11 +82,18 @@ class PartInfo(Struct, frozen=True):
     size: Count
     contributors: Annotated[tuple[tuple[Count, float], ...], Meta(max_length=20_000)]
     blocks: Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=20_000)] = ()
+    without: Annotated[tuple[Count, ...], Meta(max_length=20_000)] = ()
+    """In a commit, instead of ``contributors``: all whose weights it has, without these."""
 
     @property
     def weight(self) -> float:
         """Sum of the contributors' weights."""
         return sum(weight for _, weight in self.contributors)
+
+    @property
+    def held(self) -> Held:
+        """What is announced of it."""
+        return Held(self.part, self.digest, self.size)
 
 
 class Genesis(Struct, frozen=True, tag=True):
@@ -102,6 +118,7 @@ class Open(Struct, frozen=True, tag=True):
 
     ``attempt`` is 0, or one more than that of the open round it replaces.
     ``base`` is the state digest that members start from; ``grace_s`` how long reducers wait.
+    Member i is in group i mod ``groups`` (``protocol.plan``).
     """
 
     round: Count
@@ -111,6 +128,7 @@ class Open(Struct, frozen=True, tag=True):
     base: Digest
     grace_s: float
     reason: Reason
+    groups: Annotated[int, Meta(ge=1, le=20_000)] = 1
 
 
 class Reassign(Struct, frozen=True, tag=True):
@@ -126,7 +144,7 @@ class Commit(Struct, frozen=True, tag=True):
     """A round is done: one result per part. ``tokens`` counts each contributor once.
 
     ``blocks`` says for each contributor how many of the blocks leased to it, the oldest first, are now in the
-    model.
+    model. ``weights`` are those of parts that name no contributors: a member's is the same in all parts.
     """
 
     round: Count
@@ -136,6 +154,35 @@ class Commit(Struct, frozen=True, tag=True):
     loss: float | None
     reason: Reason
     blocks: Annotated[tuple[tuple[Count, Count], ...], Meta(max_length=20_000)] = ()
+    weights: Annotated[tuple[tuple[Count, float], ...], Meta(max_length=20_000)] = ()
+
+    def abridged(self) -> Commit:
+        """The same in fewer bytes: each member with its weight once, and for each part who is not in it."""
+        weights = {index: weight for info in self.parts for index, weight in info.contributors}
+        everyone = tuple(sorted(weights.items()))
+
+        def short(info: PartInfo) -> PartInfo:
+            if any(weights[index] != weight for index, weight in info.contributors):
+                return info
+            there = {index for index, _ in info.contributors}
+            without = tuple(index for index, _ in everyone if index not in there)
+            return replace(info, contributors=(), without=without)
+
+        return replace(self, parts=tuple(map(short, self.parts)), weights=everyone)
+
+    def spelt_out(self) -> Commit:
+        """The same with the contributors of each part."""
+
+        def long(info: PartInfo) -> PartInfo:
+            if info.contributors:
+                return info
+            there = self.weights
+            if info.without:
+                absent = set(info.without)
+                there = tuple(pair for pair in self.weights if pair[0] not in absent)
+            return replace(info, contributors=there, without=())
+
+        return replace(self, parts=tuple(map(long, self.parts)), weights=())
 
 
 class Grant(Struct, frozen=True, tag=True):

@@ -1,0 +1,285 @@
+"""What a peer's shell makes of groups: effects that become requests, and what others send."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from potluck.peer.actions import Actions
+from potluck.peer.links import Reply
+from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
+from potluck.protocol.core import PeerCore
+from potluck.protocol.effects import Combine, Fetch, Reduce, SendPartial
+from potluck.protocol.steward import Rules
+from potluck.recipe import Outer, Recipe, Rounds
+from potluck.store.contents import MemoryStore
+from potluck.wire.codec import WIRE, digest
+from potluck.wire.messages import Answer, Progress, PushPartial, PushResult
+from potluck.wire.records import Chain, Held, Member, Open, PartInfo, TensorSpec
+from potluck.wire.result import Tally, describe, pack
+
+N = 12
+RECIPE = Recipe(outer=Outer("average"), rounds=Rounds(codec="fp32", parts=1))
+MEMBERS = tuple(Member(f"{n:064x}", "s") for n in range(9))
+"""In three groups: 0 reduces the only part, 4 gathers for 1, 4 and 7."""
+
+
+def values(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(N).astype(np.float32)
+
+
+GENESIS = genesis_of("run", RECIPE, (TensorSpec("w", (N,)),), values(0), WIRE)
+
+
+class Wire:
+    """In place of links: what was asked of whom, and what they answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Progress, Any, bytes | None]] = []
+        self.reply = Reply(Answer(True))
+
+    async def request(self, to: Progress, message: Any, body: bytes | None, want: int = 0) -> Reply:
+        self.asked.append((to, message, body))
+        return self.reply
+
+
+class Peer:
+    """A member of round 1 with everything but a network."""
+
+    def __init__(self, n: int) -> None:
+        core = PeerCore(MEMBERS[n], Rules(200, 3.0, 0, 0, 100), trains=True, have=set(), snapshot_every=5)
+        chain = Chain()
+        base = PeerState(MemoryStore(), RECIPE, GENESIS)
+        base.begin(values(0), np.zeros(N, np.float32), 0)
+        for body in (GENESIS, Open(1, 0, MEMBERS, (0,), GENESIS.state, 4.0, "tokens done", 3)):
+            if isinstance(body, Open):
+                core.applied(0, GENESIS.state, loaded=False)
+            core.followed(chain.follow(chain.sequence + 1, chain.next("0" * 64, body)), 0.0)
+        for member in MEMBERS:
+            address = (f"{member.peer[-1]}:1",)
+            core.heard(Progress(peer=member.peer, session="s", addresses=address, phase="training"), 0.0)
+        self.core, self.wire, self.notes = core, Wire(), list[str]()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.actions = Actions(
+            core,
+            base,
+            self.wire,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            chain,
+            announce=lambda: None,
+            note=self.notes.append,
+            changed=lambda: None,
+            spawn=lambda work: self.tasks.append(asyncio.get_running_loop().create_task(work)),
+        )
+        self.state = base
+
+    async def carry_out(self, *effects: Any) -> None:
+        for effect in effects:
+            self.actions.start(effect)
+        await asyncio.gather(*self.tasks)
+        self.tasks.clear()
+
+    def give(self, *numbers: int, blocks: int = 0) -> None:
+        """What some of our group gave is here."""
+        for n in numbers:
+            raw = self.state._codec.encode(values(n))
+            self.state.take(1, 0, 0, n, Contribution(10.0 + n, raw, blocks))
+
+
+def peer(n: int) -> Callable[[Callable[[Peer], Coroutine[Any, Any, None]]], Callable[[], None]]:
+    """A test of one peer, which is its first argument."""
+
+    def wrap(test: Callable[[Peer], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+        async def main() -> None:
+            made = Peer(n)
+            try:
+                await test(made)
+            finally:
+                made.actions.close()
+
+        def sync() -> None:
+            asyncio.run(main())
+
+        sync.__name__, sync.__doc__ = test.__name__, test.__doc__
+        return sync
+
+    return wrap
+
+
+# -- gathering ---------------------------------------------------------------------------------------
+
+
+@peer(4)
+async def test_what_a_group_gave_goes_to_the_reducer_as_one_mean(made: Peer) -> None:
+    made.give(1, 7, blocks=3)
+    await made.carry_out(Combine(1, 0, 0, (1, 7)))
+    await made.carry_out(SendPartial(1, 0, 0, 1, (4,), MEMBERS[0].peer))
+    [(to, message, body)] = made.wire.asked
+    assert to.peer == MEMBERS[0].peer
+    assert body is not None
+    assert message == PushPartial(1, 0, 0, ((1, 11.0), (7, 17.0)), ((1, 3), (7, 3)), (4,), len(body))
+    mean = np.average([values(1), values(7)], axis=0, weights=[11.0, 17.0])
+    np.testing.assert_allclose(np.frombuffer(body, "<f4"), mean, atol=1e-6)
+
+
+@peer(4)
+async def test_that_nobody_of_a_group_gives_anything_goes_without_bytes(made: Peer) -> None:
+    await made.carry_out(SendPartial(1, 0, 0, None, (1, 4, 7), MEMBERS[0].peer))
+    [(_, message, body)] = made.wire.asked
+    assert (message, body) == (PushPartial(1, 0, 0, (), (), (1, 4, 7), 0), b"")
+
+
+@peer(4)
+async def test_who_sent_garbage_to_who_gathers_is_named(made: Peer) -> None:
+    made.give(1)
+    made.state.take(1, 0, 0, 7, Contribution(17.0, b"garbage"))
+    assert made.core.exchange is not None
+    made.core.exchange._parts[0].gathering.begin((1, 7))
+    await made.carry_out(Combine(1, 0, 0, (1, 7)))
+    assert made.core.exchange._parts[0].abstained == {7}
+    found = made.state.partial(1, 0, 0, 1)
+    assert found is not None
+    assert found.contributors == ((1, 11.0),)
+
+
+@peer(4)
+async def test_whom_the_reducer_has_already_is_left_out_of_the_next_mean(made: Peer) -> None:
+    gathering = made.core.exchange._parts[0].gathering if made.core.exchange else None
+    assert gathering is not None
+    made.give(1, 7)
+    gathering.begin((1, 7))
+    await made.carry_out(Combine(1, 0, 0, (1, 7)))
+    made.wire.reply = Reply(Answer(False, "1 of 2 are counted already", known=(1,)))
+    await made.carry_out(SendPartial(1, 0, 0, 1, (), MEMBERS[0].peer))
+    assert gathering.fresh((1, 7)) == {7}
+
+
+# -- reducing ----------------------------------------------------------------------------------------
+
+
+def partial(*numbers: int) -> tuple[PushPartial, bytes]:
+    raw = np.mean([values(n) for n in numbers], axis=0, dtype=np.float32).astype("<f4").tobytes()
+    return PushPartial(1, 0, 0, tuple((n, 10.0) for n in numbers), (), (), len(raw)), raw
+
+
+@peer(0)
+async def test_a_mean_that_is_welcome_is_kept_and_reduced_with_the_rest(made: Peer) -> None:
+    push, raw = partial(1, 4, 7)
+    assert await made.actions.take_partial(push, MEMBERS[4], raw) == Answer(True)
+    made.give(3)
+    await made.carry_out(Reduce(1, 0, 0, (3,), (1,)))
+    assert made.core.exchange is not None
+    [info] = made.core.exchange.held
+    assert info.contributors == ((1, 10.0), (3, 13.0), (4, 10.0), (7, 10.0))
+    content = made.state.store.get(info.digest)
+    assert content is not None
+    assert describe(content) == (Tally(1, 0, 0, info.contributors), info)
+
+
+@peer(0)
+async def test_a_mean_that_is_not_welcome_takes_nobodys_place(made: Peer) -> None:
+    first, raw = partial(1, 4)
+    assert (await made.actions.take_partial(first, MEMBERS[4], raw)).ok
+    again, other = partial(1, 7)
+    assert (await made.actions.take_partial(again, MEMBERS[7], other)).known == (1,)
+    assert made.state.partial(1, 0, 0, 1) == Partial(first.contributors, raw)
+    strange, _ = partial(2, 5)
+    assert not (await made.actions.take_partial(strange, MEMBERS[4], raw)).ok
+    assert made.state.partial(1, 0, 0, 2) is None
+
+
+@peer(0)
+async def test_word_of_who_gives_nothing_keeps_nothing(made: Peer) -> None:
+    silent = PushPartial(1, 0, 0, (), (), (1, 4, 7), 0)
+    assert (await made.actions.take_partial(silent, MEMBERS[4], b"")).ok
+    assert made.state._partials == {}
+    assert made.core.exchange is not None
+    assert made.core.exchange._parts[0].abstained == {1, 4, 7}
+
+
+# -- results -----------------------------------------------------------------------------------------
+
+
+def content(round_: int = 1, attempt: int = 0, part: int = 0) -> tuple[bytes, PartInfo]:
+    raw = pack(Tally(round_, attempt, part, ((1, 10.0), (4, 20.0))), values(1).tobytes())
+    return raw, describe(raw)[1]
+
+
+def held(made: Peer) -> tuple[PartInfo, ...]:
+    assert made.core.exchange is not None
+    return made.core.exchange.held
+
+
+@peer(4)
+async def test_a_result_is_held_by_what_stands_in_it(made: Peer) -> None:
+    raw, info = content()
+    assert await made.actions.take_result(PushResult(1, 0, info.held), raw) == Answer(True)
+    assert held(made) == (info,)
+    assert made.state.store.get(info.digest) == raw
+
+
+@peer(4)
+async def test_a_result_that_is_not_what_it_was_said_to_be_is_refused(made: Peer) -> None:
+    raw, info = content()
+    no = Answer(False, "the result is not what it was said to be")
+    pushes = [
+        PushResult(2, 0, info.held),
+        PushResult(1, 1, info.held),
+        PushResult(1, 0, replace(info.held, part=1)),
+        PushResult(1, 0, replace(info.held, digest="f" * 64)),
+        PushResult(1, 0, replace(info.held, size=info.size + 1)),
+    ]
+    assert [await made.actions.take_result(push, raw) for push in pushes] == [no] * len(pushes)
+    assert held(made) == ()
+    assert made.state.store.digests() == set()
+
+
+@peer(4)
+async def test_a_result_that_is_none_is_refused_in_words(made: Peer) -> None:
+    for raw in (b"", b"garbage", bytes(100)):
+        push = PushResult(1, 0, Held(0, digest(raw), len(raw)))
+        answer = await made.actions.take_result(push, raw)
+        assert (answer.ok, answer.retry) == (False, False)
+        assert "no result" in answer.reason or "can't be read" in answer.reason
+    assert held(made) == ()
+
+
+@peer(4)
+async def test_a_result_that_the_disk_refuses_may_come_again(made: Peer) -> None:
+    raw, info = content()
+    made.state.store.full = True  # type: ignore[attr-defined]
+    answer = await made.actions.take_result(PushResult(1, 0, info.held), raw)
+    assert (answer.ok, answer.retry) == (False, True)
+    assert held(made) == ()
+
+
+async def fetched(made: Peer, raw: bytes, name: str | None = None) -> None:
+    """Content that is fetched as a result."""
+    name = name or digest(raw)
+    assert made.core.exchange is not None
+    made.core.exchange._fetches.setdefault(name, made.core.exchange._cut)
+    made.wire.reply = Reply(Answer(True, size=len(raw)), raw)
+    await made.carry_out(Fetch(name, len(raw), MEMBERS[1].peer))
+
+
+@peer(4)
+async def test_a_fetched_result_is_held_by_what_stands_in_it(made: Peer) -> None:
+    raw, info = content()
+    await fetched(made, raw)
+    assert held(made) == (info,)
+
+
+@peer(4)
+async def test_fetched_content_that_is_none_of_our_results_is_not_held(made: Peer) -> None:
+    for raw in (b"garbage", content(2)[0], content(1, 1)[0]):
+        await fetched(made, raw)
+    assert held(made) == ()
+    assert made.notes == ["7 bytes are no result: its tally is cut off"]
+    sound, info = content()
+    await fetched(made, sound[:-1] + b"\0", info.digest)
+    assert held(made) == ()
+    assert made.notes[1:] == [f"content {info.digest[:12]} came damaged: fetching it elsewhere"]
