@@ -28,7 +28,7 @@ from potluck.errors import (
 )
 from potluck.hub.admission import seek_ledger
 from potluck.hub.client import HubClient
-from potluck.hub.nats_ledger import stream_name
+from potluck.hub.nats_ledger import read_subject, stream_name
 from potluck.hub.nkey import USER, parse_seed
 from potluck.hub.service import Enlistment, Hub
 from potluck.hub.site import SETTINGS_FILE, Nats
@@ -550,7 +550,7 @@ def test_a_peer_touches_nothing_else_of_the_sites(tmp_path, lab):
 
                 for subject in (">", "secret.>", "potluck.>", "$JS.>", "lab.x", "potluck.*.progress"):
                     await client.subscribe(subject, cb=leak)
-                await client.subscribe("_INBOX.>", cb=leak)  # its own, and only those
+                inboxes = await client.subscribe("_INBOX.>", cb=leak)  # its own, and only those
                 for subject in ("secret.two", "lab.x", "potluck.other.ledger", "_INBOX.owner.x"):
                     await client.publish(subject, b"forged")
                 for what in ("STREAM.DELETE.POTLUCK_mine", "STREAM.PURGE.POTLUCK_mine", "INFO"):
@@ -566,6 +566,7 @@ def test_a_peer_touches_nothing_else_of_the_sites(tmp_path, lab):
                 await client.flush()
                 assert leaked == []
                 assert touched == ["lab.x"], "the site's own word, and nothing of the peer's"
+                await inboxes.unsubscribe()
                 assert await peer.ledger.append(b"one", 0) == 1, "what was refused was not stored"
             info = await jetstream(owner, f"INFO.{name}")
             assert info["state"]["messages"] == 1
@@ -620,13 +621,17 @@ def test_a_peer_does_not_hear_another_peers_answers(tmp_path, lab):
             member(hub.invite()) as one,
             member(hub.invite()) as other,
         ):
-            await one._link.client.subscribe("_INBOX.>", cb=hear)
-            await one._link.client.flush()
+            client = one._link.client
+            await client.subscribe("_INBOX.>", cb=hear)
+            await client.flush()
             await other.ledger.append(b"one", 0)
             await other.ledger.read(1)
-            await one._link.client.flush()
+            await client.flush()
             assert overheard == []
-            await one.ledger.read(1)
-            assert len(overheard) == 2
+            question = {"seq": 1, "batch": 9, "max_bytes": 99}
+            await client.publish(read_subject(one._run), json.dumps(question).encode(), reply="_INBOX.own")
+            async with asyncio.timeout(DEADLINE_S):
+                while len(overheard) < 2:
+                    await client.flush()
 
     asyncio.run(main())
