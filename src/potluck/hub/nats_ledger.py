@@ -229,6 +229,8 @@ class NatsLedger(Ledger):
         except TimeoutError as error:
             reason = f"no answer within {patience_s:.0f} s" if self._client is client else self._away
             raise LedgerUnavailable(f"the hub is away: {reason}") from error
+        except nats.errors.MaxPayloadError as error:
+            raise ProtocolError(f"this hub's ledger takes {client.max_payload} bytes at a time") from error
         except (OSError, nats.errors.Error) as error:
             raise LedgerUnavailable(f"the hub is away: {error}") from error
 
