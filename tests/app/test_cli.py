@@ -112,7 +112,7 @@ def test_a_sites_nats_is_named_by_urls_and_what_belongs_to_one(
     assert "needs its key" in error_of(*hub, "--nats", "nats://a", "--nats-cert", "cert.pem")[1]
     both = error_of("host", *where, "--hub", invite(), "--nats", "nats://a")
     assert both[0] == 2
-    assert "not both" in both[1]
+    assert "unset POTLUCK_NATS" in both[1]
     code, said = error_of(*hub, "--nats", "nats://user:secret@127.0.0.1:9")
     assert code == 1
     assert "NATS at 127.0.0.1:9 can't be reached" in said

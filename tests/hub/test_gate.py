@@ -13,17 +13,22 @@ from hypothesis import strategies as st
 from potluck.hub.gate import (
     MAX_HEADER_BYTES,
     MAX_LINE_BYTES,
+    MAX_QUESTION_BYTES,
+    MAX_READS,
     MAX_REFUSED,
     MAX_SITE_LINE_BYTES,
     MAX_SUBSCRIPTIONS,
     Gate,
+    overlap,
     within,
 )
-from potluck.hub.nats_ledger import MAX_PAYLOAD_BYTES
+from potluck.hub.ledger import BATCH
+from potluck.hub.nats_ledger import MAX_PAYLOAD_BYTES, MAX_READ_BYTES
 
 RUN = "r"
 OWN = b"_INBOX.me."
 CONNECT = b'CONNECT {"user":"peer","pass":"secret","verbose":false}\r\n'
+QUESTION = b'{"seq": 3, "batch": 256, "max_bytes": 4194304}'
 EXPECTED = b"NATS/1.0\r\nNats-Expected-Last-Sequence: 7\r\nNats-Expected-Stream: POTLUCK_r\r\n\r\n"
 
 PEER = (
@@ -32,7 +37,7 @@ PEER = (
     + b"SUB potluck.r.progress  1\r\n"
     + b"sub\t_INBOX.abc.* 2\r\n"
     + b"PUB potluck.r.progress 5\r\nhe\r\no\r\n"
-    + b"PUB $JS.API.DIRECT.GET.POTLUCK_r _INBOX.abc.1 2\r\n{}\r\n"
+    + b'PUB $JS.API.DIRECT.GET.POTLUCK_r _INBOX.abc.1 9\r\n{"seq":3}\r\n'
     + b"HPUB potluck.r.ledger _INBOX.abc.2 %d %d\r\n" % (len(EXPECTED), len(EXPECTED) + 3)
     + EXPECTED
     + b"raw\r\n"
@@ -45,7 +50,7 @@ TO_SITE = (
     + b"SUB potluck.r.progress 1\r\n"
     + b"SUB _INBOX.me.abc.* 2\r\n"
     + b"PUB potluck.r.progress 5\r\nhe\r\no\r\n"
-    + b"PUB $JS.API.DIRECT.GET.POTLUCK_r _INBOX.me.abc.1 2\r\n{}\r\n"
+    + b"PUB $JS.API.DIRECT.GET.POTLUCK_r _INBOX.me.abc.1 %d\r\n%s\r\n" % (len(QUESTION), QUESTION)
     + b"HPUB potluck.r.ledger _INBOX.me.abc.2 %d %d\r\n" % (len(EXPECTED), len(EXPECTED) + 3)
     + EXPECTED
     + b"raw\r\n"
@@ -234,11 +239,21 @@ def test_what_may_be_heard(subject: bytes, site: bytes) -> None:
     assert after_connect(b"SUB %s group 1\r\n" % subject) == (b"SUB %s group 1\r\n" % site, b"", "")
 
 
+LEDGER = b"potluck.r.ledger"
+
+
+def append(headers: bytes = EXPECTED, reply: bytes = b"_INBOX.a", subject: bytes = LEDGER) -> bytes:
+    line = b"HPUB %s %s %d %d\r\n" % (subject, reply, len(headers), len(headers) + 1)
+    return line + headers + b"x\r\n"
+
+
 @pytest.mark.parametrize("reply", [b"secret.x", b"potluck.r.ledger", b"_INBOX", b"_INBOX.>", b"_INBOX.x.*"])
 def test_answers_go_to_ones_own_inbox_only(reply: bytes) -> None:
     """Else the server would say something at the site, with the site's rights."""
-    passed, complaints, _ = after_connect(b"PUB potluck.r.ledger " + reply + b" 1\r\nx\r\n")
-    assert (passed, complaints.count(b"-ERR")) == (b"", 1)
+    for line in (append(reply=reply), asks(reply=reply)):
+        passed, complaints, _ = after_connect(line)
+        assert (passed, complaints.count(b"-ERR")) == (b"", 1)
+    assert after_connect(append())[0].count(b"HPUB") == 1
 
 
 @pytest.mark.parametrize(
@@ -252,12 +267,141 @@ def test_answers_go_to_ones_own_inbox_only(reply: bytes) -> None:
         b"NATS/1.0 503\r\n\r\n",
         b"NATS/1.0\r\nNats-Expected-Stream: x\r\n",
         b"anything else",
+        EXPECTED.replace(b"7", b""),
+        EXPECTED.replace(b"7", b"-1"),
+        EXPECTED.replace(b"7", b"seven"),
+        EXPECTED.replace(b"POTLUCK_r", b"POTLUCK_x"),
+        EXPECTED.replace(b"Nats-Expected-Stream: POTLUCK_r\r\n", b""),
+        EXPECTED.replace(b"Nats-Expected-Last-Sequence: 7\r\n", b""),
+        EXPECTED.replace(b"Nats-Expected-Stream: POTLUCK_r", b"Nats-Expected-Last-Sequence: 7"),
+        EXPECTED.replace(b"\r\n\r\n", b"\r\nNats-Msg-Id: x\r\n\r\n"),
+        EXPECTED.replace(b"7", b"7\x0bx"),
+        EXPECTED + b"\r\n",
     ],
 )
-def test_headers_are_those_of_the_ledger(headers: bytes) -> None:
-    sizes = b"%d %d" % (len(headers), len(headers) + 1)
-    passed, complaints, over = after_connect(b"HPUB potluck.r.ledger " + sizes + b"\r\n" + headers + b"x\r\n")
+def test_headers_are_those_of_an_append(headers: bytes) -> None:
+    """All of them: what is not compared and set would be stored whatever comes."""
+    passed, complaints, over = after_connect(append(headers))
     assert (passed, complaints.count(b"-ERR"), over) == (b"", 1, "")
+
+
+def test_only_appends_have_headers_and_only_they_and_reads_ask_for_answers() -> None:
+    for line in (
+        b"PUB potluck.r.ledger 1\r\nx\r\n",
+        b"PUB potluck.r.ledger _INBOX.a 1\r\nx\r\n",
+        b"PUB potluck.r.progress _INBOX.a 1\r\nx\r\n",
+        append(subject=b"potluck.r.progress"),
+        append(subject=b"$JS.API.DIRECT.GET.POTLUCK_r"),
+    ):
+        passed, complaints, over = after_connect(line)
+        assert (passed, complaints.count(b"-ERR"), over) == (b"", 1, ""), line
+
+
+# -- what is read --------------------------------------------------------------------------------
+
+
+def asks(question: bytes = QUESTION, reply: bytes = b"_INBOX.a") -> bytes:
+    return b"PUB $JS.API.DIRECT.GET.POTLUCK_r %s %d\r\n%s\r\n" % (reply, len(question), question)
+
+
+def answer(status: bytes, inbox: bytes = b"_INBOX.me.a", kind: bytes = b"HMSG") -> bytes:
+    headers = b"NATS/1.0" + status + b"\r\nNats-Num-Pending: 5\r\n\r\n"
+    sizes = b"%d %d" % (len(headers), len(headers)) if kind == b"HMSG" else b"%d" % len(headers)
+    return b"%s %s 1 %s\r\n%s\r\n" % (kind, inbox, sizes, headers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "passed"),
+    [
+        ({"seq": 5, "batch": 7, "max_bytes": 100}, {"seq": 5, "batch": 7, "max_bytes": 100}),
+        ({"seq": 5}, {"seq": 5, "batch": BATCH, "max_bytes": MAX_READ_BYTES}),
+        ({"seq": 5, "batch": 0, "max_bytes": 0}, {"seq": 5, "batch": 1, "max_bytes": 1}),
+        ({"seq": -5, "batch": -1, "max_bytes": -1}, {"seq": 1, "batch": 1, "max_bytes": 1}),
+        (
+            {"seq": 1 << 70, "batch": 1 << 70, "max_bytes": 1 << 70},
+            {"seq": (1 << 63) - 1, "batch": BATCH, "max_bytes": MAX_READ_BYTES},
+        ),
+    ],
+)
+def test_no_more_is_read_at_a_time_than_a_peer_reads(asked: dict[str, int], passed: dict[str, int]) -> None:
+    to_site, complaints, over = after_connect(asks(json.dumps(asked).encode()), b"PING\r\n")
+    assert (complaints, over) == (b"", "")
+    line, question, rest = to_site.split(b"\r\n", 2)
+    assert line == b"PUB $JS.API.DIRECT.GET.POTLUCK_r _INBOX.me.a %d" % len(question)
+    assert json.loads(question) == passed
+    assert rest == b"PING\r\n"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"7",
+        b"no JSON",
+        b"\xff\xfe",
+        b"[" * MAX_QUESTION_BYTES,
+        b'{"seq":1.5}',
+        b'{"seq":true}',
+        b'{"seq":"1"}',
+        b'{"seq":null}',
+        b'{"batch":1}',
+        b'{"seq":1,"multi_last":["potluck.r.ledger"]}',
+        b'{"seq":1,"last_by_subj":"potluck.r.ledger"}',
+        b'{"seq":1,"up_to_seq":1}',
+        b'{"seq":1,"batch":NaN}',
+        b'{"seq":1}' + b" " * MAX_QUESTION_BYTES,
+    ],
+)
+def test_what_our_client_does_not_ask_is_refused(question: bytes) -> None:
+    passed, complaints, over = after_connect(asks(question), b"PING\r\n")
+    assert (passed, complaints.count(b"Permissions Violation for Publish"), over) == (b"PING\r\n", 1, "")
+
+
+def test_a_read_needs_somebody_to_hear_the_answer() -> None:
+    passed, complaints, _ = after_connect(asks(reply=b"").replace(b"  ", b" "))
+    assert (passed, complaints.count(b"-ERR")) == (b"", 1)
+
+
+def test_reads_under_way_are_counted() -> None:
+    assert after_connect(*[asks()] * MAX_READS)[2] == ""
+    _, complaints, over = after_connect(*[asks()] * (MAX_READS + 1))
+    assert over == "Maximum Reads Exceeded"
+    assert complaints == b"-ERR 'Maximum Reads Exceeded'\r\n"
+
+
+@pytest.mark.parametrize("status", [b" 204 EOB", b" 404 Message Not Found", b" 408 Bad Request", b" 503"])
+def test_one_that_was_answered_is_not(status: bytes) -> None:
+    one = gate()
+    one.from_peer(CONNECT)
+    for _ in range(5 * MAX_READS):
+        one.from_peer(asks())
+        for piece in cut(answer(b"") + answer(status), (3, 50, 60, 90)):
+            one.from_site(piece)
+    assert not one.over
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        answer(b""),
+        answer(b" 100 Idle"),
+        answer(b" 204 EOB", b"_INBOX.me.b"),
+        answer(b" 204 EOB", b"potluck.r.progress"),
+        answer(b" 204 EOB", kind=b"MSG"),
+        b"HMSG _INBOX.me.a 1 18 19\r\nNATS/1.0 204 X\r\n\r\n!\r\n",
+    ],
+)
+def test_nothing_else_passes_for_an_answers_end(heard: bytes) -> None:
+    one = gate()
+    one.from_peer(CONNECT)
+    for _ in range(MAX_READS):
+        one.from_peer(asks())
+        assert one.from_site(heard).replace(b"_INBOX.", b"_INBOX.me.") == heard
+    assert not one.over
+    one.from_peer(asks())
+    assert one.over
 
 
 def test_a_peer_says_first_who_it_is() -> None:
@@ -324,12 +468,23 @@ def test_payloads_are_not_kept() -> None:
 
 
 def test_subscriptions_are_counted() -> None:
-    lines = [b"SUB potluck.r.x %d\r\n" % sid for sid in range(MAX_SUBSCRIPTIONS + 1)]
+    lines = [b"SUB potluck.r.%d %d\r\n" % (sid, sid) for sid in range(MAX_SUBSCRIPTIONS + 1)]
     assert after_connect(*lines)[2] == "Maximum Subscriptions Exceeded"
     ended = [line for sid, sub in enumerate(lines) for line in (sub, b"UNSUB %d\r\n" % sid)]
     assert after_connect(*ended)[2] == ""
     later = [line for sid, sub in enumerate(lines) for line in (sub, b"UNSUB %d 1\r\n" % sid)]
     assert after_connect(*later)[2] == "Maximum Subscriptions Exceeded"
+
+
+def test_nothing_is_delivered_twice() -> None:
+    """Each copy would have to be kept by the site's server until it is fetched."""
+    for again in (b"potluck.r.x", b"potluck.r.*", b"potluck.r.>", b"potluck.*.x"):
+        passed, complaints, over = after_connect(b"SUB potluck.r.x 1\r\n", b"SUB %s 2\r\n" % again)
+        assert (passed, complaints.count(b"-ERR"), over) == (b"SUB potluck.r.x 1\r\n", 1, ""), again
+    passed, _, _ = after_connect(b"SUB _INBOX.> 1\r\n", b"SUB _INBOX.a 2\r\n", b"SUB potluck.r.x 1\r\n")
+    assert passed == b"SUB _INBOX.me.> 1\r\n"
+    ours = b"SUB _INBOX.a.* 1\r\nSUB _INBOX.b 2\r\nUNSUB 2\r\nSUB _INBOX.b 3\r\n"
+    assert after_connect(ours) == (ours.replace(b"_INBOX", b"_INBOX.me"), b"", "")
 
 
 def test_whoever_goes_on_asking_for_what_is_refused_is_sent_away() -> None:
@@ -394,3 +549,32 @@ def test_a_site_that_says_what_no_client_knows(line: bytes) -> None:
 )
 def test_within(subject: str, wide: str, inside: bool) -> None:
     assert within(subject, wide) is inside
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ("a", "a", True),
+        ("a", "b", False),
+        ("a", "a.b", False),
+        ("a.*", "a.b", True),
+        ("a.*", "a", False),
+        ("a.*", "*.b", True),
+        ("a.*.c", "a.b.*", True),
+        ("a.*.c", "a.b.d", False),
+        ("a.>", "a.b.c", True),
+        ("a.>", "a", False),
+        ("a.>", "b.>", False),
+        (">", "a", True),
+    ],
+)
+def test_overlap(one: str, other: str, both: bool) -> None:
+    assert overlap(one, other) is overlap(other, one) is both
+
+
+@pytest.mark.parametrize("blank", [b"\x0b", b"\x0c"])
+def test_what_servers_take_for_a_part_of_a_subject_is_none_that_parts_words(blank: bytes) -> None:
+    one = gate()
+    heard = b"MSG potluck.r.x%sy 1 0\r\n\r\n" % blank
+    assert one.from_site(heard) == heard
+    assert says(gate(), [b"CONNECT%s{}\r\n" % blank])[2] == "Unknown Protocol Operation"

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from potluck.errors import CorruptData, LedgerConflict, ProtocolError
-from potluck.hub.ledger import BATCH, Ledger, MemoryLedger
-from potluck.wire.codec import MAX_MESSAGE_BYTES
+from potluck.hub.ledger import BATCH, MAX_RECORD_BYTES, Ledger, MemoryLedger
 from potluck.wire.records import Chain, Finish
 
 from .support import DEADLINE_S, nats_ledger, running_cluster, running_server
@@ -152,12 +151,12 @@ def test_a_thousand_records_take_several_batches(play):
 
 def test_records_of_nearly_a_mebibyte(play):
     async def scenario(one, other):
-        largest = [bytes([number]) * MAX_MESSAGE_BYTES for number in range(6)]
+        largest = [bytes([number]) * MAX_RECORD_BYTES for number in range(6)]
         for after, raw in enumerate(largest):
             await one.append(raw, after)
         assert await replay(other, 1) == list(enumerate(largest, 1))
-        with pytest.raises(ProtocolError, match="1048577 bytes is over"):
-            await one.append(bytes(MAX_MESSAGE_BYTES + 1), 6)
+        with pytest.raises(ProtocolError, match="1044481 bytes is over"):
+            await one.append(bytes(MAX_RECORD_BYTES + 1), 6)
         assert await one.append(b"next", 6) == 7
 
     play(scenario)

@@ -28,7 +28,7 @@ from potluck.errors import (
 )
 from potluck.hub.admission import seek_ledger
 from potluck.hub.client import HubClient
-from potluck.hub.nats_ledger import stream_name
+from potluck.hub.nats_ledger import read_subject, stream_name
 from potluck.hub.nkey import USER, parse_seed
 from potluck.hub.service import Enlistment, Hub
 from potluck.hub.site import SETTINGS_FILE, Nats
@@ -202,7 +202,7 @@ def test_with_a_credentials_file_of_an_operators_account(tmp_path):
 
     async def main(running: SiteServer):
         await opens(tmp_path / "1", Nats(running.url, credentials=creds))
-        await refuses(tmp_path / "2", running.url, "does not take the credentials")
+        await refuses(tmp_path / "2", running.url, "wants credentials: --nats-creds FILE, or user:password")
         await refuses(tmp_path / "3", Nats(running.url, foreign), "does not take the credentials")
         await refuses(tmp_path / "4", Nats(running.url, tmp_path / "none"), "none can't be read")
         (tmp_path / "odd").write_text("nothing of the kind")
@@ -251,7 +251,9 @@ def test_what_is_wrong_is_said_at_the_start(tmp_path, lab):
         assert "wrong" not in str(wrong)
         poor = await refuses(tmp_path / "2", named(lab, "poor:p"), "has no JetStream for this account")
         assert isinstance(poor, EnvironmentProblem)
-        nobody = await refuses(tmp_path / "3", f"nats://{LAB}@127.0.0.1:9", "127.0.0.1:9 can't be reached")
+        nobody = await refuses(
+            tmp_path / "3", f"nats://{LAB}@127.0.0.1:9", "127.0.0.1:9 can't be reached .*is it running"
+        )
         assert isinstance(nobody, Unreachable)
         # One of several that is down is no matter; and what can be mended is told rather.
         await opens(tmp_path / "4", f"nats://{LAB}@127.0.0.1:9, {named(lab)}")
@@ -265,6 +267,22 @@ def test_what_is_wrong_is_said_at_the_start(tmp_path, lab):
 def test_what_is_no_url_is_said(url):
     with pytest.raises(UsageError, match="NATS"):
         Nats(url)
+
+
+@pytest.mark.parametrize("sign", [*",/?#[", ":4242/", "@/"])
+def test_a_password_that_is_not_quoted_is_not_taken_for_something_else(sign):
+    for password in (f"12{sign}se3ret", f"se3ret{sign}12", f"12{sign}34"):
+        with pytest.raises(UsageError, match=r"in a user or password write .* %2C") as raised:
+            Nats(f"nats://user:{password}@host:4222")
+        assert not any(part in str(raised.value) for part in ("se3ret", "12", "34", "user:"))
+
+
+@pytest.mark.parametrize("url", ["nats://host:0", "nats://host/path", "nats://host?a=b", "nats://host#a"])
+def test_what_a_url_of_nats_does_not_have_is_refused(url):
+    with pytest.raises(UsageError, match="named by URLs such as"):
+        Nats(url)
+    [server] = Nats("nats://host/").servers
+    assert (server.host, server.port) == ("host", 4222)
 
 
 def test_a_certificate_needs_its_key():
@@ -288,7 +306,8 @@ def test_what_is_no_nats_is_said(tmp_path, greeting):
     async def main():
         async with await asyncio.start_server(odd, HOST, 0) as server:
             port = server.sockets[0].getsockname()[1]
-            error = await refuses(tmp_path / "hub", f"nats://{HOST}:{port}", f"{HOST}:{port}")
+            words = f"{HOST}:{port} does not greet as a NATS server does .*wants the TLS handshake first"
+            error = await refuses(tmp_path / "hub", f"nats://{HOST}:{port}", words)
             assert isinstance(error, Unreachable)
 
     asyncio.run(main())
@@ -550,7 +569,7 @@ def test_a_peer_touches_nothing_else_of_the_sites(tmp_path, lab):
 
                 for subject in (">", "secret.>", "potluck.>", "$JS.>", "lab.x", "potluck.*.progress"):
                     await client.subscribe(subject, cb=leak)
-                await client.subscribe("_INBOX.>", cb=leak)  # its own, and only those
+                inboxes = await client.subscribe("_INBOX.>", cb=leak)  # its own, and only those
                 for subject in ("secret.two", "lab.x", "potluck.other.ledger", "_INBOX.owner.x"):
                     await client.publish(subject, b"forged")
                 for what in ("STREAM.DELETE.POTLUCK_mine", "STREAM.PURGE.POTLUCK_mine", "INFO"):
@@ -566,6 +585,7 @@ def test_a_peer_touches_nothing_else_of_the_sites(tmp_path, lab):
                 await client.flush()
                 assert leaked == []
                 assert touched == ["lab.x"], "the site's own word, and nothing of the peer's"
+                await inboxes.unsubscribe()
                 assert await peer.ledger.append(b"one", 0) == 1, "what was refused was not stored"
             info = await jetstream(owner, f"INFO.{name}")
             assert info["state"]["messages"] == 1
@@ -620,13 +640,17 @@ def test_a_peer_does_not_hear_another_peers_answers(tmp_path, lab):
             member(hub.invite()) as one,
             member(hub.invite()) as other,
         ):
-            await one._link.client.subscribe("_INBOX.>", cb=hear)
-            await one._link.client.flush()
+            client = one._link.client
+            await client.subscribe("_INBOX.>", cb=hear)
+            await client.flush()
             await other.ledger.append(b"one", 0)
             await other.ledger.read(1)
-            await one._link.client.flush()
+            await client.flush()
             assert overheard == []
-            await one.ledger.read(1)
-            assert len(overheard) == 2
+            question = {"seq": 1, "batch": 9, "max_bytes": 99}
+            await client.publish(read_subject(one._run), json.dumps(question).encode(), reply="_INBOX.own")
+            async with asyncio.timeout(DEADLINE_S):
+                while len(overheard) < 2:
+                    await client.flush()
 
     asyncio.run(main())

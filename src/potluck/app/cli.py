@@ -289,6 +289,10 @@ def host(
         raise UsageError(
             "--resume goes on with the run on that disk, on a new hub: give no recipe and no --hub"
         )
+    if hub and site.nats:
+        raise UsageError(
+            "the hub of --hub has its ledger already: leave --nats out, and unset POTLUCK_NATS if that is set"
+        )
     home = home_for(resume, directory) if resume else _home(directory)
     part = _part(home, name, machine, trains=True, nats=site.named())
     return resume_run(out, resume, part) if resume else host_run(out, recipe, hub, part)

@@ -3,9 +3,12 @@
 Behind the gate is a connection that was made with the site's credentials, which may do far more than a peer
 may. So nothing passes as it came: each line is parsed whole and written anew, with the subjects of
 ``peer_permissions`` only. A peer's inboxes are put where no other's are, and renamed back on the way to it.
-Answers can be asked for in those inboxes only, and headers are those that the ledger uses: a reply or a
-header that names another subject would have the server publish there, with the site's own rights. What is not
-allowed is refused with the words that a server has for it. Payloads pass as they come, and are not kept.
+Answers can be asked for in those inboxes only, and headers are those of an append: a reply or a header that
+names another subject would have the server publish there, with the site's own rights. What is not allowed is
+refused with the words that a server has for it. Payloads pass as they come, and are not kept.
+
+Nor may a peer make the server fill its memory with what it does not fetch: questions to the ledger are
+written anew within the bounds of our own client's, few may be under way, and nothing is delivered twice.
 """
 
 from __future__ import annotations
@@ -14,7 +17,18 @@ import json
 import re
 from collections.abc import Generator
 
-from potluck.hub.nats_ledger import INBOX, MAX_PAYLOAD_BYTES, PEER_HEADERS, peer_permissions
+from potluck.hub.ledger import BATCH
+from potluck.hub.nats_ledger import (
+    EXPECTED_LAST,
+    EXPECTED_STREAM,
+    INBOX,
+    MAX_PAYLOAD_BYTES,
+    MAX_READ_BYTES,
+    ledger_subject,
+    peer_permissions,
+    read_subject,
+    stream_name,
+)
 
 MAX_LINE_BYTES = 4096
 """Of one line of a peer's: what servers take by default."""
@@ -28,13 +42,21 @@ MAX_HEADER_BYTES = 1024
 MAX_SUBSCRIPTIONS = 64
 """Of one connection at a time: a peer has four, and one more for each read under way."""
 
+MAX_QUESTION_BYTES = 256
+"""Of what asks for records."""
+
+MAX_READS = 4
+"""Under way on one connection at a time: a peer has two, and those that it gave up. For one more the
+connection is closed, so that a peer whose answers were lost begins anew."""
+
 MAX_REFUSED = 100
 """So much may be refused on one connection before it is closed."""
 
 _END = b"\r\n"
 _TOKEN = re.compile(rb"[!-~]+")
 _NUMBER = re.compile(rb"[0-9]{1,9}")
-_HEADER = re.compile(rb"([A-Za-z-]+):[ -~]*")
+_LAST_READ = (b"204", b"404", b"408", b"503")
+_MOST = {"seq": (1 << 63) - 1, "batch": BATCH, "max_bytes": MAX_READ_BYTES}
 
 Steps = Generator[None, None, None]
 
@@ -103,8 +125,11 @@ class Gate:
         self._publish: list[str] = allowed["publish"]["allow"]
         self._subscribe: list[str] = allowed["subscribe"]["allow"]
         self._own = f"{INBOX}.{own}.".encode()
+        self._ledger, self._read = ledger_subject(run).encode(), read_subject(run).encode()
+        self._append = {EXPECTED_LAST: rb"[0-9]{1,19}", EXPECTED_STREAM: re.escape(stream_name(run).encode())}
         self._max_payload = min(max_payload, MAX_PAYLOAD_BYTES)
-        self._subscribed: set[bytes] = set()
+        self._subscribed: dict[bytes, str] = {}
+        self._reads: list[bytes] = []
         self._refused = 0
         self._complaints = bytearray()
         self._is_between = True
@@ -188,22 +213,43 @@ class Gate:
             raise _Over("Header Size Exceeds Maximum Header Length")
         # Headers are read whole before anything passes: they decide on it, and are small.
         headers = yield from self._peer.exactly(header_bytes)
-        is_allowed = (
-            self._may_publish(subject)
-            and all(_is_literal(reply) and _is_inbox(reply) for reply in replies)
-            and (not header_bytes or _are_ledgers(headers))
-        )
-        if not is_allowed:
+        if not self._may_publish(subject, replies, headers, count):
             self._refuse("Publish to", subject)
             yield from self._peer.payload(count - header_bytes, None)
-            return
-        line = [b"HPUB" if header_bytes else b"PUB", subject, *map(self._private, replies)]
-        line += [b"%d" % header_bytes] if header_bytes else []
-        self._to_site += b" ".join([*line, b"%d" % count]) + _END + headers
-        yield from self._peer.payload(count - header_bytes, self._to_site)
+        elif subject == self._read:
+            yield from self._asks(replies[0], count)
+        else:
+            line = [b"HPUB" if headers else b"PUB", subject, *map(self._private, replies)]
+            line += [b"%d" % header_bytes] if headers else []
+            self._to_site += b" ".join([*line, b"%d" % count]) + _END + headers
+            yield from self._peer.payload(count - header_bytes, self._to_site)
 
-    def _may_publish(self, subject: bytes) -> bool:
-        return _is_literal(subject) and any(within(subject.decode(), wide) for wide in self._publish)
+    def _may_publish(self, subject: bytes, replies: list[bytes], headers: bytes, count: int) -> bool:
+        if not all(_is_literal(reply) and _is_inbox(reply) for reply in replies):
+            return False
+        if subject == self._ledger:
+            return _are(headers, self._append)
+        if headers:
+            return False
+        if subject == self._read:
+            return len(replies) == 1 and count <= MAX_QUESTION_BYTES
+        # Without replies: where nobody listens the server would answer, and that would pass for a read's end.
+        is_known = _is_literal(subject) and any(within(subject.decode(), wide) for wide in self._publish)
+        return is_known and not replies
+
+    def _asks(self, reply: bytes, count: int) -> Steps:
+        asked = bytearray()
+        yield from self._peer.payload(count, asked)
+        question = _bounded(bytes(asked))
+        if question is None:
+            self._refuse("Publish to", self._read)
+            return
+        if len(self._reads) >= MAX_READS:
+            raise _Over("Maximum Reads Exceeded")
+        inbox = self._private(reply)
+        self._reads.append(inbox)
+        self._to_site += b" ".join([b"PUB", self._read, inbox, b"%d" % len(question)]) + _END
+        self._to_site += question + _END
 
     def _subscribes(self, words: list[bytes]) -> None:
         subject, *queue, sid = words
@@ -211,9 +257,15 @@ class Gate:
         if not any(within(subject.decode(), wide) for wide in self._subscribe):
             self._refuse("Subscription to", subject)
             return
-        if len(self._subscribed | {sid}) > MAX_SUBSCRIPTIONS:
+        if sid in self._subscribed:
+            return  # as a server has it: the first one stays
+        if len(self._subscribed) >= MAX_SUBSCRIPTIONS:
             raise _Over("Maximum Subscriptions Exceeded")
-        self._subscribed.add(sid)
+        # Each message would come once for each: the more of them, the more the server has to hold.
+        if any(overlap(subject.decode(), other) for other in self._subscribed.values()):
+            self._refuse("Subscription to", subject)
+            return
+        self._subscribed[sid] = subject.decode()
         self._to_site += b" ".join([b"SUB", self._private(subject), *queue, sid]) + _END
 
     def _unsubscribes(self, words: list[bytes]) -> None:
@@ -221,7 +273,7 @@ class Gate:
         for number in words:
             _number(number)
         if not after:  # else it goes on for so many messages
-            self._subscribed.discard(sid)
+            self._subscribed.pop(sid, None)
         self._to_site += b" ".join([b"UNSUB", *words]) + _END
 
     def _refuse(self, what: str, subject: bytes) -> None:
@@ -241,7 +293,7 @@ class Gate:
             line = yield from self._site.line(MAX_SITE_LINE_BYTES)
             kind, _, rest = line.partition(b" ")
             if kind in (b"MSG", b"HMSG"):
-                yield from self._delivered(kind, rest.split())
+                yield from self._delivered(kind, rest.split(b" "))
             elif kind in (b"PING", b"PONG"):
                 self._to_peer += kind + _END
             elif kind == b"-ERR":
@@ -259,8 +311,19 @@ class Gate:
         names = [self._public(subject), sid, *map(self._public, replies)]
         self._to_peer += b" ".join([kind, *names, *sizes]) + _END
         self._is_between = False
-        yield from self._site.payload(_number(sizes[-1]), self._to_peer)
+        count = _number(sizes[-1])
+        if kind == b"HMSG" and subject in self._reads and sizes[0] == sizes[1] and count <= MAX_HEADER_BYTES:
+            count = yield from self._ended(subject, count)
+        yield from self._site.payload(count, self._to_peer)
         self._is_between = True
+
+    def _ended(self, subject: bytes, count: int) -> Generator[None, None, int]:
+        """Pass what may be a read's last answer; returns how much more there is of it, which is nothing."""
+        answer = yield from self._site.exactly(count)
+        self._to_peer += answer
+        if answer.partition(_END)[0].split(b" ")[1:2] in ([status] for status in _LAST_READ):
+            self._reads.remove(subject)
+        return 0
 
     def _public(self, subject: bytes) -> bytes:
         """What the peer calls the inbox; other subjects are what they are."""
@@ -282,12 +345,38 @@ def within(subject: str, wide: str) -> bool:
     return len(tokens) == len(others)
 
 
+def overlap(subject: str, other: str) -> bool:
+    """Whether anything matches both of these subjects, which may have wildcards."""
+    tokens, others = subject.split("."), other.split(".")
+    for one, another in zip(tokens, others, strict=False):
+        if ">" in (one, another):
+            return True
+        if one != another and "*" not in (one, another):
+            return False
+    return len(tokens) == len(others)
+
+
+def _bounded(question: bytes) -> bytes | None:
+    """A read as our client asks for it, and for no more than that does; ``None`` if it is something else."""
+    try:
+        asked = json.loads(question)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(asked, dict) or "seq" not in asked or not asked.keys() <= _MOST.keys():
+        return None
+    if not all(type(number) is int for number in asked.values()):
+        return None
+    # All of them: without a batch the answer would have no end of its own.
+    return json.dumps(
+        {name: min(max(asked.get(name, most), 1), most) for name, most in _MOST.items()}
+    ).encode()
+
+
 def _words(line: bytes) -> tuple[bytes, list[bytes]]:
     """A line's operation, and what comes after; of ``CONNECT`` nothing."""
-    first = line.split(maxsplit=1)[:1]
-    if [word.upper() for word in first] == [b"CONNECT"]:
-        return b"CONNECT", []
     words = re.split(rb"[ \t]+", line.strip(b" \t"))
+    if words[0].upper() == b"CONNECT":
+        return b"CONNECT", []
     if not all(_TOKEN.fullmatch(word) for word in words):
         raise _Over("Unknown Protocol Operation")
     return words[0].upper(), words[1:]
@@ -307,10 +396,10 @@ def _is_inbox(subject: bytes) -> bool:
     return within(subject.decode(), f"{INBOX}.>")
 
 
-def _are_ledgers(headers: bytes) -> bool:
-    """Whether these are headers of the ledger's appends, and nothing besides."""
+def _are(headers: bytes, wanted: dict[str, bytes]) -> bool:
+    """Whether these are the headers that are wanted, each once, and nothing besides; values are patterns."""
     first, *lines = headers.split(_END)
-    if first != b"NATS/1.0" or lines[-2:] != [b"", b""]:
+    if first != b"NATS/1.0" or lines[-2:] != [b"", b""] or len(lines) != len(wanted) + 2:
         return False
-    found = [_HEADER.fullmatch(line) for line in lines[:-2]]
-    return all(match is not None and match[1].decode() in PEER_HEADERS for match in found)
+    patterns = [rb"%s: ?%s" % (name.encode(), value) for name, value in wanted.items()]
+    return all(any(re.fullmatch(pattern, line) for line in lines[:-2]) for pattern in patterns)

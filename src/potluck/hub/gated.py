@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -17,11 +16,17 @@ from potluck.hub.admission import CHUNK_BYTES
 from potluck.hub.behind import Carry, Way
 from potluck.hub.gate import Gate
 from potluck.hub.pipe import CLOSE_S, until_one_ends
-from potluck.hub.site import Nats, connect
+from potluck.hub.site import Nats, connect, version_of
 from potluck.net.transport import Stream
 
 READ_BYTES = 1 << 16
 """Of what the site's server says, at a time."""
+
+GATE_BYTES = 1 << 13
+"""Of what a peer says, before somebody else has a turn: so many short lines take milliseconds to read."""
+
+MAX_PASSAGES = 256
+"""Through one hub at a time: each is a connection at the site's NATS, which has others to serve."""
 
 PATIENCE_S = 8.0
 """How long a peer's connection may take to be made, in seconds: less than the peer waits for our word."""
@@ -35,9 +40,21 @@ class Gated(Way):
     def __init__(self, site: Nats, run: str) -> None:
         self._site, self._run = site, run
         self._told = ""
+        self._open = 0
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Carry]:
+        if self._open >= MAX_PASSAGES:
+            raise LedgerUnavailable(f"{MAX_PASSAGES} connections lead through this hub already")
+        self._open += 1
+        try:
+            async with self._opened() as carry:
+                yield carry
+        finally:
+            self._open -= 1
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Carry]:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 client = await connect(self._site)
@@ -51,7 +68,7 @@ class Gated(Way):
         self._tell("")
         gate = Gate(self._run, f"potluck-{self._run}-{secrets.token_hex(8)}", client.max_payload)
         try:
-            yield _Passage(gate, socket, str(client.connected_server_version)).carry
+            yield _Passage(gate, socket, version_of(client)).carry
         finally:
             await _close(socket)
 
@@ -78,14 +95,20 @@ class _Passage:
         gate = self._gate
         try:
             while not gate.over:
-                passed = gate.from_peer(await stream.receive(CHUNK_BYTES))
-                if passed:
-                    self._site.write(passed)
-                    await self._site.drain()
-                await self._say(stream, gate.complaints)
+                data = await stream.receive(CHUNK_BYTES)
+                for start in range(0, len(data), GATE_BYTES):
+                    await self._pass(stream, data[start : start + GATE_BYTES])
         except (PotluckError, OSError) as error:
             return str(error)
         return gate.over
+
+    async def _pass(self, stream: Stream, data: bytes) -> None:
+        passed = self._gate.from_peer(data)
+        if passed:
+            self._site.write(passed)
+            await self._site.drain()
+        await self._say(stream, self._gate.complaints)
+        await asyncio.sleep(0)
 
     async def _outward(self, stream: Stream) -> str:
         gate = self._gate
@@ -117,6 +140,8 @@ def _taken_over(client: Client) -> Any:
 
 async def _close(socket: Any) -> None:
     socket.close()
-    with contextlib.suppress(OSError):
+    try:
         async with asyncio.timeout(CLOSE_S):
             await socket.wait_closed()
+    except (OSError, TimeoutError):
+        socket.abort()

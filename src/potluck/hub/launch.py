@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -43,31 +45,37 @@ def launch_hub(
 ) -> Launched:
     """Start a hub on a directory and wait until it is up; ``run`` as for ``Hub``, and ``nats`` for a new one.
 
+    A new directory is removed again if it does not come up: nobody would know what it is, and there may be
+    credentials in it.
+
     Raises:
         EnvironmentProblem: it did not come up, and why.
         StoreError: the directory can't be written.
     """
+    is_new = not directory.exists()
+    try:
+        return _launch(directory, nats, host=host, port=port, until_idle_s=until_idle_s, run=run)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _launch(directory: Path, nats: Nats | None, **options: Any) -> Launched:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if nats is not None:
         nats.save(directory)  # not an argument, which others on this machine could read
     log = directory / "hub.log"
-    options = {
-        "directory": str(directory),
-        "host": host,
-        "port": port,
-        "until_idle_s": until_idle_s,
-        "run": run,
-    }
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "potluck.hub", json.dumps(options)],
+            [sys.executable, "-m", "potluck.hub", json.dumps(options | {"directory": str(directory)})],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,  # Ctrl-C in the peer's terminal is not for the hub
         )
     line = _first_line(process)
-    said = json.loads(line) if line.startswith(b"{") else {"error": f"it ended without a word; see {log}"}
+    said = json.loads(line) if line.startswith(b"{") else {"error": _last_words(log)}
     if "error" in said:
         process.kill()
         process.wait()
@@ -107,4 +115,10 @@ def _first_line(process: subprocess.Popen[bytes]) -> bytes:
     try:
         return found.get(timeout=START_S)
     except queue.Empty:
-        return json.dumps({"error": f"not up after {START_S:.0f} s; see its log"}).encode()
+        return b""
+
+
+def _last_words(log: Path) -> str:
+    """Of a hub that did not say in time whether it is up."""
+    lines = log.read_text("utf-8", "replace").splitlines()[-3:]
+    return f"it says nothing (its log: {' | '.join(lines)[-1000:] or 'empty'})"

@@ -15,6 +15,9 @@ from collections.abc import AsyncIterator
 from potluck.errors import LedgerConflict, ProtocolError
 from potluck.wire.codec import MAX_MESSAGE_BYTES
 
+MAX_RECORD_BYTES = MAX_MESSAGE_BYTES - 4096
+"""So that a record and what a server adds to it fit into a mebibyte, which a NATS server takes by default."""
+
 BATCH = 256
 """Records read at a time when replaying."""
 
@@ -29,7 +32,7 @@ class Ledger(ABC):
         Raises:
             LedgerConflict: ``after`` is not the last sequence.
             LedgerUnavailable: no answer; the record may or may not be in (the tail tells).
-            ProtocolError: the record is over ``MAX_MESSAGE_BYTES``.
+            ProtocolError: the record is over ``MAX_RECORD_BYTES``.
         """
 
     @abstractmethod
@@ -57,8 +60,8 @@ class Ledger(ABC):
 
 def check_size(raw: bytes) -> None:
     """Raise ``ProtocolError`` when a record is larger than any ledger takes."""
-    if len(raw) > MAX_MESSAGE_BYTES:
-        raise ProtocolError(f"a record of {len(raw)} bytes is over {MAX_MESSAGE_BYTES}")
+    if len(raw) > MAX_RECORD_BYTES:
+        raise ProtocolError(f"a record of {len(raw)} bytes is over {MAX_RECORD_BYTES}")
 
 
 class MemoryLedger(Ledger):

@@ -44,10 +44,8 @@ SLOWEST = 64 << 10
 INBOX = "_INBOX"
 """What subjects begin with at which a NATS client waits for answers."""
 
-_EXPECTED_LAST, _EXPECTED_STREAM = "Nats-Expected-Last-Sequence", "Nats-Expected-Stream"
-
-PEER_HEADERS = frozenset({_EXPECTED_LAST, _EXPECTED_STREAM})
-"""The headers that a peer's messages have."""
+EXPECTED_LAST, EXPECTED_STREAM = "Nats-Expected-Last-Sequence", "Nats-Expected-Stream"
+"""The headers of an append: it is stored right after this record, in this ledger, or not at all."""
 
 _LAG_S = 0.02
 _LAG_TRIES = 50
@@ -66,11 +64,21 @@ def stream_name(run: str) -> str:
     return f"POTLUCK_{run}"
 
 
+def ledger_subject(run: str) -> str:
+    """Where records are appended."""
+    return f"potluck.{run}.ledger"
+
+
+def read_subject(run: str) -> str:
+    """Where records are asked for."""
+    return f"$JS.API.DIRECT.GET.{stream_name(run)}"
+
+
 def peer_permissions(run: str) -> dict[str, Any]:
     """What a peer may say and hear, as nats-server is configured: nothing that could unmake the ledger."""
     own = f"potluck.{run}.>"
     return {
-        "publish": {"allow": [own, f"$JS.API.DIRECT.GET.{stream_name(run)}"]},
+        "publish": {"allow": [own, read_subject(run)]},
         "subscribe": {"allow": [own, f"{INBOX}.>"]},
     }
 
@@ -79,7 +87,7 @@ def stream_settings(run: str) -> dict[str, Any]:
     """What makes a stream the run's ledger."""
     return {
         "name": stream_name(run),
-        "subjects": [f"potluck.{run}.ledger"],
+        "subjects": [ledger_subject(run)],
         "storage": "file",
         "retention": "limits",
         "discard": "new",
@@ -89,7 +97,7 @@ def stream_settings(run: str) -> dict[str, Any]:
         "deny_purge": True,
         # Said by the server once a record is stored, so whoever then reads finds it.
         "republish": {
-            "src": f"potluck.{run}.ledger",
+            "src": ledger_subject(run),
             "dest": f"potluck.{run}.appended",
             "headers_only": True,
         },
@@ -149,11 +157,11 @@ class NatsLedger(Ledger):
 
     async def append(self, raw: bytes, after: int) -> int:
         check_size(raw)
-        headers = {_EXPECTED_LAST: str(after), _EXPECTED_STREAM: self._stream}
+        headers = {EXPECTED_LAST: str(after), EXPECTED_STREAM: self._stream}
         patience_s = APPEND_S + len(raw) / SLOWEST
         async with self._asking(patience_s) as (client, _):
             reply = await client.request(
-                f"potluck.{self._run}.ledger", raw, timeout=2 * ANSWER_S, headers=headers
+                ledger_subject(self._run), raw, timeout=2 * ANSWER_S, headers=headers
             )
         answer = _answer(reply)
         if problem := answer.get("error"):
@@ -185,9 +193,7 @@ class NatsLedger(Ledger):
             inbox = client.new_inbox()
             replies = await client.subscribe(inbox, cb=batch.take)
             try:
-                await client.publish(
-                    f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(question).encode(), reply=inbox
-                )
+                await client.publish(read_subject(self._run), json.dumps(question).encode(), reply=inbox)
                 return await batch.whole
             finally:
                 if not client.is_closed:
@@ -223,6 +229,8 @@ class NatsLedger(Ledger):
         except TimeoutError as error:
             reason = f"no answer within {patience_s:.0f} s" if self._client is client else self._away
             raise LedgerUnavailable(f"the hub is away: {reason}") from error
+        except nats.errors.MaxPayloadError as error:
+            raise ProtocolError(f"this hub's ledger takes {client.max_payload} bytes at a time") from error
         except (OSError, nats.errors.Error) as error:
             raise LedgerUnavailable(f"the hub is away: {error}") from error
 

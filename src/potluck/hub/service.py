@@ -229,7 +229,9 @@ class Hub:
                 f"{self.directory} is the hub of the run {state.run!r}, not of {wanted!r}: "
                 "use another directory"
             )
-        is_sites = None if state is None else state.engine == SITE
+        # A first start that failed binds nobody: there is no ledger yet.
+        is_new = state is None or (state.engine == SITE and not state.made)
+        is_sites = None if is_new or state is None else state.engine == SITE
         if state is None and self._enlistment is not None:
             state = await self._enlist_at(self._enlistment)
             is_sites = state.engine == SITE
@@ -237,7 +239,9 @@ class Hub:
         if state is None:
             run = wanted or secrets.token_hex(6)
             stream_name(run)  # says so when it won't do
-            state = HubState(run, secrets.token_urlsafe(32), engine=SITE if self.nats else SOLO)
+            state = HubState(run, secrets.token_urlsafe(32))
+        if is_sites is None:
+            state = msgspec.structs.replace(state, engine=SITE if self.nats else SOLO)
         if not state.cluster_password:
             state = msgspec.structs.replace(state, cluster_password=secrets.token_urlsafe(32))
         state.save(self.directory)

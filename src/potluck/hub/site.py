@@ -9,6 +9,7 @@ import os
 import random
 import ssl
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import ParseResult, unquote, urlsplit
@@ -36,6 +37,9 @@ CONNECT_S = 3.0
 
 SETTINGS_FILE = "nats.json"
 """In a hub's directory: where its site's NATS is and with what to log in, readable by its owner only."""
+
+_UNKNOWN_AUTHORITY = range(18, 22)
+_OTHER_NAME = (62, 64)
 
 log = logging.getLogger(__name__)
 
@@ -133,15 +137,19 @@ class Server:
         """Raises ``UsageError`` when it is none."""
         try:
             parts = urlsplit(url)
-            scheme, host, port = parts.scheme, parts.hostname, parts.port or PORT
+            host, port = parts.hostname, PORT if parts.port is None else parts.port
+            is_one = parts.scheme in ("nats", "tls") and parts.path in ("", "/") and host and port
         except ValueError:
-            scheme, host, port = "", None, 0
-        if scheme not in ("nats", "tls") or not host:
+            is_one = False
+        if not is_one or {"?", "#"} & set(url):
             # Without the URL itself: it may hold a password.
-            raise UsageError("NATS is named by URLs such as nats://host:4222 or tls://host:4222")
+            raise UsageError(
+                "NATS is named by URLs such as nats://host:4222 or tls://host:4222; in a user or password "
+                "write , / ? # @ : as %2C %2F %3F %23 %40 %3A"
+            )
         user = None if parts.username is None else unquote(parts.username)
         password = None if parts.password is None else unquote(parts.password)
-        return Server(host, port, scheme == "tls", user, password)
+        return Server(str(host), port, parts.scheme == "tls", user, password)
 
     @property
     def address(self) -> str:
@@ -183,6 +191,16 @@ class _Site(TcpTransport):
     async def wait_closed(self) -> None:
         if not self._is_broken:
             await super().wait_closed()  # type: ignore[no-untyped-call]
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether somebody was there at all."""
+        return self._io_writer is not None
+
+    def abort(self) -> None:
+        """Close it, whether or not the other side takes what was said last."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
 
     def write(self, payload: bytes) -> None:
         if self._insists and not self.is_upgraded:
@@ -247,7 +265,10 @@ async def _log_in(
                 f"NATS at {server.address} wants to see a certificate that it trusts ({error}): name one "
                 "with --nats-cert FILE --nats-key FILE"
             ) from error
-        raise _in_words(said[0] if said else error, server) from error
+        has_login = credentials is not None or server.user is not None
+        if socket.is_connected and "version" not in client._server_info:
+            raise _no_greeting(server, error) from error
+        raise _in_words(said[0] if said else error, server, socket, has_login=has_login) from error
     except BaseException:
         await client.close()
         raise
@@ -268,14 +289,20 @@ def _who(client: Client, server: Server, credentials: Credentials | None) -> dic
     return {"token": server.user} if server.user else {}
 
 
+def version_of(client: Client) -> str:
+    """Its server's version, as 2.11.4."""
+    version = client.connected_server_version
+    return f"{version.major}.{version.minor}.{version.patch}"
+
+
 def _check(client: Client, server: Server) -> None:
     if not client.is_connected:
         raise Unreachable(f"NATS at {server.address} closes the connection as soon as we come")
     version = client.connected_server_version
     if (version.major, version.minor) < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
         raise EnvironmentProblem(
-            f"NATS at {server.address} is version {version}: a run's ledger needs {wanted} or newer"
+            f"NATS at {server.address} is version {version_of(client)}: a run's ledger needs "
+            f"{'.'.join(map(str, OLDEST))} or newer"
         )
     if client.max_payload < MAX_MESSAGE_BYTES:
         raise EnvironmentProblem(
@@ -285,33 +312,76 @@ def _check(client: Client, server: Server) -> None:
 
 
 def _context(site: Nats) -> ssl.SSLContext:
-    file: FilePath = ""
+    files = (str(site.ca), str(site.cert), str(site.key))
+    return _context_of(*files, tuple(_stamp(file) for file in files if file))
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    """What tells a file from one that took its place."""
     try:
-        file = site.ca
-        context = ssl.create_default_context(cafile=str(site.ca) if site.ca else None)
-        file = site.cert
-        if site.cert:
-            context.load_cert_chain(str(site.cert), str(site.key))
-    except (OSError, ssl.SSLError) as error:
+        found = Path(file).stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino
+
+
+@lru_cache(maxsize=4)
+def _context_of(ca: str, cert: str, key: str, _: tuple[tuple[int, int], ...]) -> ssl.SSLContext:
+    """Kept, since it takes a while to read an authority's files and each peer needs one."""
+    file = ca
+    try:
+        context = ssl.create_default_context(cafile=ca or None)
+        if cert:
+            file = cert
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert)
+            file = key
+            context.load_cert_chain(cert, key, password=lambda: _no_password(key))
+    except OSError as error:
         raise UsageError(f"{file} is no PEM file that can be used for NATS: {error}") from error
     return context
 
 
-def _in_words(error: Exception, server: Server) -> PotluckError:
-    where = f"NATS at {server.address}"
-    text = str(error).removeprefix("nats: ").strip("'") or "no answer"
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return Unreachable(f"what answers at {server.address} is no NATS server: {text}")
+def _no_password(key: str) -> str:
+    """Else OpenSSL would ask at the terminal, which a hub need not have."""
+    raise UsageError(
+        f"the key {key} is encrypted, and a hub has nobody to ask for its password: decrypt it with "
+        "`openssl pkey -in KEY -out PLAIN`"
+    )
+
+
+def _no_greeting(server: Server, error: Exception) -> PotluckError:
+    return Unreachable(
+        f"what is at {server.address} does not greet as a NATS server does ({_text(error)}): it is something "
+        "else, or wants the TLS handshake first (`handshake_first: auto` there takes both)"
+    )
+
+
+def _text(error: Exception) -> str:
+    return str(error).removeprefix("nats: ").strip("'") or "no answer"
+
+
+def _in_words(error: Exception, server: Server, socket: _Site, *, has_login: bool) -> PotluckError:
+    where, text = f"NATS at {server.address}", _text(error)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return UsageError(
-            f"{where} shows a certificate that is not trusted ({error.verify_message}): name the site's "
-            "authority with --nats-ca FILE"
-        )
+        return UsageError(f"{where} shows a certificate that is not trusted ({_why_not(error)}")
     if isinstance(error, ssl.SSLError):
         return UsageError(f"{where} does not agree on TLS: {error.reason or error}")
     if "Authorization" in text or "Authentication" in text:
+        if not has_login:
+            return UsageError(f"{where} wants credentials: --nats-creds FILE, or user:password in the URL")
         return UsageError(f"{where} does not take the credentials given for it: {text}")
+    if not socket.is_connected:
+        return Unreachable(f"{where} can't be reached ({text}): is it running, is this its address?")
     return Unreachable(f"{where} can't be reached: {text}")
+
+
+def _why_not(error: ssl.SSLCertVerificationError) -> str:
+    """What OpenSSL has against a certificate, and what to do about it."""
+    if error.verify_code in _UNKNOWN_AUTHORITY:
+        return f"{error.verify_message}): name the site's authority with --nats-ca FILE"
+    if error.verify_code in _OTHER_NAME:
+        return f"{error.verify_message}): name the server in the URL as its certificate does"
+    return f"{error.verify_message}): its keepers have to see to it"
 
 
 def choose(directory: Path, given: Nats | None, *, is_sites: bool | None) -> Nats | None:
@@ -329,7 +399,7 @@ def choose(directory: Path, given: Nats | None, *, is_sites: bool | None) -> Nat
     if given is not None and is_sites is False:
         raise UsageError(
             "this run's hubs keep its ledger themselves, and it can't move to a site's NATS: leave --nats "
-            "and POTLUCK_NATS out"
+            "and POTLUCK_NATS out, or use another --directory"
         )
     chosen = None if is_sites is False else given or Nats.load(directory)
     if chosen is None and is_sites:

@@ -17,7 +17,7 @@ from potluck.hub.behind import Behind, Target
 from potluck.hub.book import Book
 from potluck.hub.engine import end
 from potluck.hub.gated import Gated
-from potluck.hub.nats_ledger import stream_name, stream_settings
+from potluck.hub.nats_ledger import read_subject, stream_name, stream_settings
 from potluck.hub.seats import SEATS
 from potluck.hub.site import Nats, connect
 from potluck.hub.tell import FLUSH_S, tell_on, tell_once
@@ -142,8 +142,7 @@ async def check_rights(client: Client, book: Book) -> None:
     """
     await client.subscribe(f"potluck.{book.run}.>")
     await tell_once(client, book)
-    read = f"$JS.API.DIRECT.GET.{stream_name(book.run)}"
-    await client.publish(read, b'{"seq":1}', reply=client.new_inbox())
+    await client.publish(read_subject(book.run), b'{"seq":1}', reply=client.new_inbox())
     await client.flush(FLUSH_S)
     _check_for_refusal(client)
 
