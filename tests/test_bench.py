@@ -93,6 +93,18 @@ def run_bench(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[
     return done
 
 
+def test_what_a_round_costs_grows_with_the_root_of_the_swarm() -> None:
+    done = run_bench("-m", "bench.scale", "--peers", "40", "--rounds", "1", timeout_s=120)
+    groups = lines_of(done.stdout, "bar")
+    flat = lines_of(
+        run_bench("-m", "bench.scale", "--peers", "40", "--rounds", "1", "--flat", timeout_s=120).stdout,
+        "bar",
+    )
+    assert flat["most_connections"]["value"] == 39
+    assert groups["most_connections"]["value"] < 20
+    assert groups["messages_a_peer"]["value"] < 12
+
+
 @pytest.mark.integration
 def test_short_form() -> None:
     done = run_bench("bench/convergence.py", "--quick", timeout_s=150)

@@ -1,4 +1,4 @@
-"""The soak's short form, and its reckoning on lines that are written down here."""
+"""The soak's short form and that of faults, and the reckoning on lines that are written down here."""
 
 from __future__ import annotations
 
@@ -49,6 +49,17 @@ def test_short_form() -> None:
     assert 0.2 < bars["goodput"]["value"] <= 1.05
     faults = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"fault"')]
     assert {"killed", "joined"} <= {fault["fault"] for fault in faults}
+    assert not [name for name in wan._namespaces() if name.endswith("-watcher")]
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_a_fault_of_each_kind_is_measured() -> None:
+    done = run_bench("-m", "bench.faults", "--trials", "1", timeout_s=380)
+    bars = lines_of(done.stdout, "bar")
+    assert set(bars) == {"kill_to_commit_s", "hub_kill_to_commit_s", "join_over_bound"}
+    assert all(0 < bar["value"] < 60 for bar in bars.values())
     assert not [name for name in wan._namespaces() if name.endswith("-watcher")]
 
 
