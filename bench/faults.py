@@ -1,6 +1,6 @@
 """How long a fault holds a swarm up, behind an emulated WAN: bars in seconds, and a join against its bound.
 
-    python -m bench.faults --bar [--trials 5] [--torchft PYTHON]
+    python -m bench.faults --bar [--trials 5] [--torchft PYTHON] [--hivemind PYTHON]
 
 kill_to_commit_s      SIGKILL of one of four peers in the middle of an exchange, until the next commit
 hub_kill_to_commit_s  SIGKILL of the hub in the middle of an exchange, until the next commit. It is started
@@ -8,7 +8,8 @@ hub_kill_to_commit_s  SIGKILL of the hub in the middle of an exchange, until the
 join_over_bound       a peer that comes, with 100 MB of state to fetch, until the first commit that has its
                       work, over the time in which its link carries the state
 
-``--torchft`` measures the same kill and join in torchft on the same links; see bench/peers/README.md.
+``--torchft`` and ``--hivemind`` measure the same kill and join in those systems on the same links; see
+bench/peers/README.md.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=["kill", "join"])
     parser.add_argument("--keep", type=Path, help="keep logs and disks here")
     parser.add_argument("--torchft", help="Python of an environment with torchft: measured as well")
+    parser.add_argument("--hivemind", help="the same, with hivemind")
     args = parser.parse_args(argv)
     with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-faults-") as scratch:
         try:
@@ -198,6 +200,11 @@ def run(args: argparse.Namespace, directory: Path) -> None:
 
         for line in measure(args.torchft, LINK, PEERS, args.trials, wanted):
             tell("torchft", **line)
+    if args.hivemind:
+        from bench.peers.hivemind_faults import measure as measure_hivemind
+
+        for line in measure_hivemind(args.hivemind, LINK, PEERS, args.trials, wanted):
+            tell("hivemind", **line)
     tell("all", minutes=round((time.monotonic() - began) / 60, 1))
 
 

@@ -1,0 +1,95 @@
+"""One hivemind peer: ``python hivemind_worker.py '{"name": …}'``, in an environment with hivemind.
+
+Averages ``values`` fp32 numbers with the others for ever, and says on standard output what became of each
+round, a JSON object a line; ``at`` is the machine's monotonic clock. Without ``values`` it is the DHT's
+initial peer only, as ``hivemind-dht`` is.
+"""
+
+import json
+import os
+import sys
+import time
+
+import hivemind
+import torch
+from hivemind.averaging.control import AveragingStage
+from hivemind.p2p import P2P
+
+out = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)  # the library's chatter goes elsewhere
+
+LOOK_S = 0.005
+
+
+def say(**fields):
+    print(json.dumps({"at": time.monotonic(), **fields}), file=out, flush=True)
+
+
+class Averager(hivemind.DecentralizedAverager):
+    """Beside what it averages it has a state, which joiners fetch."""
+
+    def __init__(self, *args, state, **options):
+        self.state = state
+        super().__init__(*args, **options)
+
+    def get_current_state(self):
+        return {"of": "the faults"}, [self.state], None
+
+
+def load(averager):
+    """A joiner's state, from whom it may come."""
+    while not (found := averager.load_state_from_peers()):
+        say(failed="no state from any peer")
+        time.sleep(LOOK_S)
+    averager.state.copy_(found[1][0])
+    say(loaded=bool(averager.state.all()))
+
+
+def average(averager, options):
+    """One round: when its exchange begins is said as well."""
+    began = time.monotonic()
+    try:
+        step = averager.step(gather=options["name"], timeout=options["step_s"], wait=False)
+        while step.stage != AveragingStage.RUNNING_ALLREDUCE and not step.done():
+            time.sleep(LOOK_S)
+        if step.stage == AveragingStage.RUNNING_ALLREDUCE:
+            say(exchanging=True)
+        names = sorted(step.result().values())
+    except Exception as error:  # what a kill does to a survivor's round is what is measured
+        say(failed=repr(error)[:300])
+        return
+    say(committed=True, members=len(names), names=names, took_s=time.monotonic() - began)
+
+
+def main():
+    options = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    # Sockets of its daemon lie with the logs, and go with them.
+    P2P._UNIX_SOCKET_PREFIX = f"/unix{options['directory']}/"
+    say(ready=True)
+    dht = hivemind.DHT(
+        initial_peers=options["initial_peers"],
+        host_maddrs=[f"/ip4/{options['address']}/tcp/0"],
+        start=True,
+    )
+    say(peers=[str(address) for address in dht.get_visible_maddrs()])
+    if "values" not in options:
+        dht.join()
+        return
+    averager = Averager(
+        [torch.ones(options["values"])],
+        dht,
+        state=torch.full((options["state_bytes"] // 4,), float(not options["joins"])).share_memory_(),
+        prefix="faults",
+        **options["averager"],
+        start=True,
+    )
+    if options["joins"]:
+        load(averager)
+    while True:
+        average(averager, options)
+        time.sleep(options["pause_s"])
+
+
+if __name__ == "__main__":
+    main()
