@@ -42,8 +42,8 @@ SETTLED = 2
 
 # Half a million parameters in rounds of about 3 s: most of a trial is waiting, not arithmetic.
 SMALL = {"width": 256, "inner": 1024, "batch": 16, "pace_s": 0.2}
-# Two vectors (parameters and outer momentum) of 12.5 million fp32 numbers. A step every 1.5 s is what two cores
-# carry with five peers: with more the trial would measure the cores.
+# Two vectors (parameters and outer momentum) of 12.5 million fp32 numbers. A step every 1.5 s is what two
+# cores carry with five peers: with more the trial would measure the cores.
 LARGE = {"width": 2500, "inner": 2500, "batch": 4, "pace_s": 1.5}
 
 
