@@ -726,3 +726,27 @@ async def test_a_stream_that_was_not_used_for_long_is_closed_and_comes_back(made
     assert [kind for _, kind in made.links._streams] == ["PushContribution"]
     assert (await made.fetch(0)).body == body(0)
     assert len(made.bob.streams) == 3
+
+
+@virtual
+async def test_requests_that_come_together_close_idle_streams_once(made: World) -> None:
+    """Found by the soak: what one was closing another had closed."""
+    await made.fetch(0)
+    await made.push(1)
+    await asyncio.sleep(IDLE_S + 1)
+    for stream in made.links._streams.values():
+        takes_time(stream)
+    replies = await asyncio.gather(*(made.fetch(0) for _ in range(3)), *(made.push(1) for _ in range(3)))
+    assert [reply.body for reply in replies[:3]] == [body(0)] * 3
+    assert len(made.links._streams) == 2
+
+
+def takes_time(stream: Stream) -> None:
+    """To close it, as it does to say goodbye over a real one."""
+    close = stream.close
+
+    async def slowly() -> None:
+        await asyncio.sleep(0.1)
+        await close()
+
+    stream.close = slowly  # type: ignore[method-assign]

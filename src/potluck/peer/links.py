@@ -95,7 +95,9 @@ class Links:
     async def _close_idle(self) -> None:
         now = asyncio.get_running_loop().time()
         for key in [key for key, at in self._used.items() if now - at > IDLE_S]:
-            if not self._turns[key].locked():
+            # While one is being closed, others may be closed or used again by other requests.
+            turn = self._turns.get(key)
+            if turn is not None and not turn.locked() and now - self._used.get(key, now) > IDLE_S:
                 del self._used[key], self._turns[key]
                 await self._drop(key)
 
