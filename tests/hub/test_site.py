@@ -37,21 +37,11 @@ from potluck.hub.state import SITE, HubState
 from potluck.identity import Identity
 from potluck.wire.messages import Progress
 
+from .doors import door
 from .sites import LAB, USERS, Authority, SiteServer, named, operator, public, seed, site
 from .support import DEADLINE_S, progress
 from .test_hub import HOST, Changes, member, other_tasks, transport
 from .writer import whole, writing
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[SiteServer]:
-    with site(tmp_path / "site", **USERS) as running:
-        yield running
-
-
-def door(directory: Path, where: str | Nats | None = None, **options: Any) -> Hub:
-    chosen = Nats(where) if isinstance(where, str) else where
-    return Hub(directory, host=HOST, nats=chosen, **options)
 
 
 async def opens(directory: Path, where: str | Nats | None, **options: Any) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,27 +27,16 @@ from potluck.hub.gate import MAX_READS, Gate
 from potluck.hub.launch import launch_hub
 from potluck.hub.ledger import MAX_RECORD_BYTES
 from potluck.hub.nats_ledger import MAX_PAYLOAD_BYTES, NatsLedger
-from potluck.hub.service import Hub
 from potluck.hub.site import SETTINGS_FILE, Nats, _context
 from potluck.hub.site_engine import site_client
 from potluck.hub.state import SITE, SOLO, HubState
 from potluck.identity import Identity
 from potluck.net.transport import Stream
 
-from .sites import USERS, Authority, SiteServer, named, site
+from .doors import door
+from .sites import Authority, SiteServer, named, site
 from .support import DEADLINE_S, RUN, connection, nats_ledger, running_server
 from .test_hub import HOST, member, other_tasks, transport
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[SiteServer]:
-    with site(tmp_path / "site", **USERS) as running:
-        yield running
-
-
-def door(directory: Path, where: str | Nats | None = None, **options: Any) -> Hub:
-    chosen = Nats(where) if isinstance(where, str) else where
-    return Hub(directory, host=HOST, nats=chosen, **options)
 
 
 async def refused(directory: Path, where: str | Nats | None, words: str) -> PotluckError:

@@ -92,9 +92,7 @@ def test_peers_are_brought_to_the_next_release_one_after_another(
     assert len(states) == 1, states
 
 
-def test_another_wire_version_is_told_to_install_the_same_release(
-    swarm: Callable[..., Swarm], tmp_path: Path
-) -> None:
+def test_another_wire_version_is_told_where_to_update(swarm: Callable[..., Swarm], tmp_path: Path) -> None:
     s, other = swarm(10_000), release(tmp_path, "100.0")
     replace(other / "potluck/wire/codec.py", rf"(?m)^WIRE = {WIRE}$", f"WIRE = {WIRE + 1}")
     stranger = Peer("join", str(tmp_path / "p2"), "p2", s.invite, release=other)

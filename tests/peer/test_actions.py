@@ -7,19 +7,21 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
+import pytest
 from msgspec.structs import replace
 
+from potluck.hub.ledger import MAX_RECORD_BYTES, MemoryLedger
 from potluck.peer.actions import Actions
 from potluck.peer.links import Reply
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
 from potluck.protocol.core import PeerCore
-from potluck.protocol.effects import Combine, Fetch, Reduce, SendPartial
+from potluck.protocol.effects import Append, Combine, Fetch, Note, Reduce, SendPartial
 from potluck.protocol.steward import Rules
 from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
-from potluck.wire.codec import WIRE, digest
+from potluck.wire.codec import MAX_MESSAGE_BYTES, WIRE, digest
 from potluck.wire.messages import Answer, Progress, PushPartial, PushResult
-from potluck.wire.records import Chain, Held, Member, Open, PartInfo, TensorSpec
+from potluck.wire.records import Chain, Finish, Held, Member, Open, PartInfo, TensorSpec
 from potluck.wire.result import Tally, describe, pack
 
 N = 12
@@ -283,3 +285,18 @@ async def test_fetched_content_that_is_none_of_our_results_is_not_held(made: Pee
     await fetched(made, sound[:-1] + b"\0", info.digest)
     assert held(made) == ()
     assert made.notes[1:] == [f"content {info.digest[:12]} came damaged: fetching it elsewhere"]
+
+
+# -- the ledger --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [MAX_RECORD_BYTES + 1, MAX_MESSAGE_BYTES + 1])
+def test_a_record_that_is_too_large_stops_nobody(size: int) -> None:
+    @peer(4)
+    async def test(made: Peer) -> None:
+        made.actions._ledger = MemoryLedger()
+        await made.carry_out(Append(Finish(1, "x" * size)))
+        notes = [effect.text for effect in made.core.poll(0.0) if isinstance(effect, Note)]
+        assert any(note.startswith("append not taken: ") for note in notes), notes
+
+    test()

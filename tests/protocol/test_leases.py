@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from potluck.protocol import leasing
 from potluck.protocol.leases import Leases, count, take
 from potluck.protocol.leasing import DOUBT_S, PAUSE_S, Granted, lease_out
 from potluck.protocol.swarm import EXPIRY_S, Swarm
@@ -195,6 +196,13 @@ def test_who_wants_data_gets_it_and_the_reason_says_who() -> None:
     assert made is not None
     assert (made.released, made.leased) == ((), ((ONE, 10), (TWO, 5)))
     assert made.reason == "10 blocks to peer1, 5 blocks to peer2"
+
+
+def test_a_grant_names_no_more_than_a_record_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leasing, "MOST_NAMED", 2)
+    made = decided(Run(), settled(wants(1), wants(2), wants(3)))
+    assert made is not None
+    assert [member for member, _ in made.leased] == [ONE, TWO]
 
 
 def test_nobody_gets_the_same_lease_twice() -> None:

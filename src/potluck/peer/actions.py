@@ -192,7 +192,7 @@ class Actions:
         try:
             await self._ledger.append(raw, after)
             self.core.appended(True, "")
-        except (LedgerConflict, LedgerUnavailable) as error:
+        except (LedgerConflict, LedgerUnavailable, ProtocolError) as error:
             self.core.appended(False, str(error))
         self._changed()
 

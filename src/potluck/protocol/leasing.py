@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from potluck.protocol.leases import Leases, count
-from potluck.protocol.steward import Decision
+from potluck.protocol.steward import MOST_NAMED, Decision
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import RunView
 from potluck.wire.messages import Progress
@@ -41,7 +41,9 @@ def lease_out(view: RunView, swarm: Swarm, granted: Granted, now: float) -> Deci
     waiting = any(p.waiting for p in hungry)
     if now - granted.last < (PAUSE_S / 4 if waiting else PAUSE_S):
         return Decision(None, "data was leased out just now")
-    gone = _gone(view, swarm, granted, now)
+    # As many as one record can name; the next grant is for the rest.
+    gone = _gone(view, swarm, granted, now)[:MOST_NAMED]
+    hungry = hungry[: MOST_NAMED - len(gone)]
     free = leases.free
     if free is not None:
         free += sum(count(leases.held(m)) for m in gone)

@@ -29,7 +29,8 @@ IDLE_S = 5.0
 
 ROUND_BYTES = MAX_MESSAGE_BYTES * 9 // 10
 MEMBER_BYTES = 110
-"""A record has so many bytes to spare, and an open takes so many of them for each member."""
+MOST_NAMED = ROUND_BYTES // MEMBER_BYTES
+"""A record has so many bytes to spare, an open or a grant takes so many a member, and names so many."""
 
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
@@ -192,11 +193,10 @@ def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, rea
 
 def _fitting(ready: Sequence[Progress], turn: int) -> Sequence[Progress]:
     """As many as one record can name, others each time; what the rest has done waits for their turn."""
-    most = ROUND_BYTES // MEMBER_BYTES
-    if len(ready) <= most:
+    if len(ready) <= MOST_NAMED:
         return ready
-    start = turn * most % len(ready)
-    return [*ready[start:], *ready[:start]][:most]
+    start = turn * MOST_NAMED % len(ready)
+    return [*ready[start:], *ready[:start]][:MOST_NAMED]
 
 
 def _conclude(
