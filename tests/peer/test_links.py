@@ -15,6 +15,7 @@ import pytest
 
 from potluck.errors import (
     ConnectionLost,
+    CorruptData,
     PotluckError,
     ProtocolError,
     Refused,
@@ -23,7 +24,16 @@ from potluck.errors import (
 )
 from potluck.net.memory import MemoryNetwork
 from potluck.net.transport import DIAL_S, SILENCE_S, Handler, Stream, Transport
-from potluck.peer.links import HEADER_BYTES, IDLE_S, REQUEST_S, SLOWEST, Desk, Links, Reply
+from potluck.peer.links import (
+    HEADER_BYTES,
+    IDLE_S,
+    LEAST_COMPRESSED,
+    REQUEST_S,
+    SLOWEST,
+    Desk,
+    Links,
+    Reply,
+)
 from potluck.testing.clock import run_virtual
 from potluck.wire.codec import WIRE, decode, digest, encode
 from potluck.wire.messages import (
@@ -272,6 +282,18 @@ async def test_content_is_fetched_by_its_digest(made: World, part: int) -> None:
     assert await made.fetch(part) == Reply(Answer(True, size=SIZES[part]), body(part))
 
 
+@pytest.mark.parametrize("part", SIZES)
+@virtual
+async def test_content_may_travel_compressed(made: World, part: int) -> None:
+    reply = await made.links.request(
+        made.to, Fetch(digest(body(part)), compressed=True), None, want=SIZES[part]
+    )
+    assert reply.body == body(part)
+    assert bool(reply.answer.compressed) == (SIZES[part] >= LEAST_COMPRESSED)
+    if reply.answer.compressed:
+        assert made.links.bytes_received < SIZES[part] / 10
+
+
 @virtual
 async def test_content_that_is_not_there_is_no_failure(made: World) -> None:
     reply = await made.links.request(made.to, Fetch(ABSENT), None, 100)
@@ -495,6 +517,9 @@ def _sends(answer: Answer, *messages: bytes) -> Callable[[Stream], Awaitable[Non
         (Answer(True, size=1 << 40), b"x", "where 100 were due"),
         (Answer(True, size=100), b"x" * 101, "101 bytes is announced where 100 are allowed"),
         (Answer(True, size=100), b"x" * 99, "99 bytes"),
+        (Answer(True, size=100, compressed=100), b"x" * 100, "100 bytes as 100 compressed ones"),
+        (Answer(True, size=100, compressed=1 << 40), b"x", "100 bytes as 1099511627776 compressed ones"),
+        (Answer(True, size=100, compressed=20), b"x" * 21, "21 bytes is announced where 20 are allowed"),
     ],
     ids=label,
 )
@@ -504,6 +529,15 @@ def test_content_of_another_size_is_refused(answer: Answer, sent: bytes, said: s
             with pytest.raises(ProtocolError, match=said):
                 await made.fetch(0)
             assert made.links._streams == {}
+
+    run(main())
+
+
+def test_content_that_is_not_what_it_was_compressed_from_is_refused() -> None:
+    async def main() -> None:
+        async with facing(_sends(Answer(True, size=100, compressed=20), b"x" * 20)) as made:
+            with pytest.raises(CorruptData, match="compressed content"):
+                await made.fetch(0)
 
     run(main())
 

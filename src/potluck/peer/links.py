@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, VersionMismatch
 from potluck.net.transport import Stream, Transport
 from potluck.wire.codec import WIRE, decode, encode
+from potluck.wire.compress import compress, decompress
 from potluck.wire.messages import (
     Answer,
     Fetch,
@@ -30,6 +31,9 @@ REQUEST_S = 20.0
 
 IDLE_S = 120.0
 """A stream that was not used for so long is closed, in seconds."""
+
+LEAST_COMPRESSED = 1 << 16
+"""Content of fewer bytes travels as it is."""
 
 SLOWEST = 20_000.0
 """A link slower than so many bytes/s is given up."""
@@ -82,7 +86,7 @@ class Links:
         async with self._turns.setdefault(key, asyncio.Lock()):
             try:
                 async with asyncio.timeout(limit_s):
-                    return await self._exchange(key, to, message, body, want)
+                    reply = await self._exchange(key, to, message, body, want)
             except TimeoutError:
                 await self._drop(key)
                 raise ConnectionLost(f"{to.name} did not answer within {limit_s:.0f} s") from None
@@ -91,6 +95,9 @@ class Links:
                 raise
             finally:
                 self._used[key] = asyncio.get_running_loop().time()
+        if reply.answer.ok and reply.answer.compressed:
+            return Reply(reply.answer, await asyncio.to_thread(decompress, reply.body, want))
+        return reply
 
     async def _close_idle(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -121,7 +128,9 @@ class Links:
             return Reply(answer)
         if answer.size != want:
             raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
-        return Reply(answer, await _exactly(stream, want))
+        if answer.compressed >= want:
+            raise ProtocolError(f"{to.name} sent {want} bytes as {answer.compressed} compressed ones")
+        return Reply(answer, await _exactly(stream, answer.compressed or want))
 
     def _measure(self, size: int, took_s: float) -> None:
         speed = size / max(took_s, 1e-6)
@@ -233,14 +242,19 @@ class Desk:
             body = await _sized(stream, request.held.part, request.held.size, range(due, most))
             await stream.send(encode(await self._take_result(request, body)))
         elif isinstance(request, Fetch):
-            found = await self._find(request.digest)
-            await stream.send(
-                encode(Answer(found is not None, "" if found else "not here", size=len(found or b"")))
-            )
-            if found:
-                await stream.send(found)
+            await self._serve_content(stream, request)
         else:
             raise ProtocolError("a second Hello on one stream")
+
+    async def _serve_content(self, stream: Stream, request: Fetch) -> None:
+        found = await self._find(request.digest)
+        if not found:
+            await stream.send(encode(Answer(found is not None, "" if found is not None else "not here")))
+            return
+        worthwhile = request.compressed and len(found) >= LEAST_COMPRESSED
+        small = await asyncio.to_thread(compress, found) if worthwhile else None
+        await stream.send(encode(Answer(True, size=len(found), compressed=len(small or b""))))
+        await stream.send(small or found)
 
     def _due(self, size: Callable[[int], int | None], part: int, some: bool) -> int:
         due = size(part) if some else 0

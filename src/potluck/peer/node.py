@@ -420,7 +420,7 @@ class Node:
         ]
         for peer in others:
             try:
-                reply = await self.links.request(peer, Fetch(name), None, size)
+                reply = await self.links.request(peer, Fetch(name, compressed=True), None, size)
             except PotluckError as error:
                 log.info("%s of %s not from %s: %s", name[:12], what, peer.name, error)
                 continue

@@ -119,20 +119,23 @@ class PushResult(Struct, frozen=True, tag=True):
 
 
 class Fetch(Struct, frozen=True, tag=True):
-    """Asks for content by digest."""
+    """Asks for content by digest; ``compressed``: it may come so (``wire.compress``)."""
 
     digest: Digest
+    compressed: bool = False
 
 
 class Answer(Struct, frozen=True, tag=True):
     """Yes, or no with a reason. ``retry``: not now, but soon; ``version``: another wire version, so never.
-    ``size`` bytes follow an answered ``Fetch``. ``known`` are members of a partial that are counted already.
+    ``size`` bytes of content follow an answered ``Fetch``, as ``compressed`` ones if it has them. ``known``
+    are members of a partial that are counted already.
     """
 
     ok: bool
     reason: Reason = ""
     retry: bool = False
     size: Count = 0
+    compressed: Count = 0
     version: bool = False
     known: Annotated[tuple[Count, ...], Meta(max_length=MAX_GROUP)] = ()
 
