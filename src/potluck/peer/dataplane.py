@@ -93,6 +93,7 @@ class DataPlane:
         self.theta = theta
         self.momentum = momentum
         self.round = round_
+        self._digest: str | None = None
         self.codec = codec
         self._outer = outer
         self._bounds = part_bounds(theta.size, parts)
@@ -105,7 +106,9 @@ class DataPlane:
     @property
     def digest(self) -> str:
         """The state digest that peers compare."""
-        return state_digest(self.round, self.theta, self.momentum)
+        if self._digest is None:
+            self._digest = state_digest(self.round, self.theta, self.momentum)
+        return self._digest
 
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
         """Take the model's parameters ``local`` [n] as this round's contribution and encode it.
@@ -185,7 +188,7 @@ class DataPlane:
                 self._up.residual[bounds] = cut.total[bounds] - sent
             self._settle_down(info, decoded[info.part], index, bounds)
         self._outer.step(self.theta, self.momentum, np.concatenate(decoded))
-        self.round = commit.round
+        self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
         self._reduced.clear()
@@ -210,7 +213,7 @@ class DataPlane:
 
     def load(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take another state over; local progress and residuals belong to the old one and are dropped."""
-        self.theta, self.momentum, self.round = theta, momentum, round_
+        self.theta, self.momentum, self.round, self._digest = theta, momentum, round_, None
         self._up = ErrorFeedback(theta.size)
         self._down.clear()
         self._results.clear()

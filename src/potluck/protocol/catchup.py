@@ -6,7 +6,7 @@ part of the round just committed. Content is named by digest, so it can come fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
@@ -138,15 +138,25 @@ class Catchup:
         return [Apply(commit)]
 
     def _choose(self, view: RunView, peers: list[Progress]) -> Snapshot | None:
-        """The newest recorded snapshot beyond our state that is here, or that somebody alive holds."""
-        for round_ in sorted(view.snapshots, reverse=True):
-            snapshot = view.snapshots[round_]
-            if round_ <= self.round:
-                return None
-            here = all(digest in self.have for digest, _ in chunks(snapshot.files))
-            if here or any(round_ in p.snapshots for p in peers):
-                return snapshot
-        return None
+        """Of the recorded snapshots beyond our state that are here, or that somebody alive holds, the one with
+        which the head is the fewest bytes away. One that is half here is seldom given up for a newer one.
+        """
+        held = {round_ for progress in peers for round_ in progress.snapshots}
+        within = [
+            snapshot
+            for round_, snapshot in view.snapshots.items()
+            if round_ > self.round and (round_ in held or not self._missing(chunks(snapshot.files)))
+        ]
+        return min(within, key=lambda s: (self._bytes_away(view, s), -s.round), default=None)
+
+    def _bytes_away(self, view: RunView, snapshot: Snapshot) -> int:
+        """Bytes to fetch of a snapshot, and of all rounds since."""
+        since = [view.commits[r] for r in range(snapshot.round + 1, view.round + 1) if r in view.commits]
+        parts = ((info.digest, info.size) for commit in since for info in commit.parts)
+        return self._missing(chunks(snapshot.files)) + self._missing(parts)
+
+    def _missing(self, content: Iterable[tuple[str, int]]) -> int:
+        return sum(size for digest, size in content if digest not in self.have)
 
     def _load(self, snapshot: Snapshot, peers: list[Progress], now: float) -> list[Effect]:
         sources = tuple(p.peer for p in peers if snapshot.round in p.snapshots)

@@ -203,6 +203,9 @@ class PeerCore:
     def heard(self, progress: Progress, now: float) -> bool:
         """An announcement of any peer, our own included; whether it says anything new."""
         if progress.member != self.me:
+            known = self.swarm.last(progress.peer)
+            if known is None or known.session != progress.session:
+                self._say()  # who has just come knows nobody yet
             return self.swarm.hear(progress, now)
         if self.swarm.echo(now, progress.every_s):
             self._times = Times(self._times.committed, now)
@@ -445,7 +448,8 @@ class PeerCore:
             self._queue.append(self._drop())
         if self.exchange is not None:
             rank = self._rank(now)
-            effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE)
+            follows = self.catchup.round == self.exchange.round - 1
+            effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE, follows)
         elif self._spreading is not None:
             effects += self._spreading.spread(self.swarm, now)
         effects += self._govern(now)

@@ -256,8 +256,11 @@ class Exchange:
 
     # -- what to do ------------------------------------------------------------------------------
 
-    def poll(self, swarm: Swarm, now: float, decides: bool = False) -> list[Effect]:
-        """Everything that is due. Who ``decides`` as steward needs all results, whoever has them."""
+    def poll(self, swarm: Swarm, now: float, decides: bool = False, follows: bool = False) -> list[Effect]:
+        """Everything that is due. Who ``decides`` as steward needs all results, whoever has them. Who
+        ``follows`` has the state that the round begins from: if no member, it is in the next one the sooner
+        it has the results of this one.
+        """
         effects: list[Effect] = []
         if self.index is not None:
             if self._cut.due(now):
@@ -269,7 +272,7 @@ class Exchange:
                     effects += self._gather(part, swarm, now)
                     effects += self._reduce(part, swarm, now)
         effects += self.spread(swarm, now)
-        effects += self._fetch(swarm, now, decides)
+        effects += self._fetch(swarm, now, decides, follows)
         return effects
 
     def _contribute(self, part: int, swarm: Swarm, now: float) -> list[Effect]:
@@ -377,9 +380,9 @@ class Exchange:
             return False
         return self._acting(part, own, swarm, now) == self.index
 
-    def _fetch(self, swarm: Swarm, now: float, decides: bool) -> list[Effect]:
+    def _fetch(self, swarm: Swarm, now: float, decides: bool, follows: bool) -> list[Effect]:
         """Fetch what others hold and no push brought; after a failure from the next holder."""
-        wanted = self.index is not None or decides
+        wanted = self.index is not None or decides or (follows and self.groups == 1)
         if not wanted or now < self._look_at or all(part.results for part in self._parts):
             return []
         self._look_at = now + (LOOK_S if self.groups > 1 else 0.0)
@@ -390,7 +393,8 @@ class Exchange:
                     offers.setdefault(held.digest, []).append((held, progress.peer))
         effects: list[Effect] = []
         for digest, some in offers.items():
-            errand = self._fetches.setdefault(digest, Errand(retry_at=now + PUSH_S))
+            pushed_s = PUSH_S if self.index is not None else 0.0
+            errand = self._fetches.setdefault(digest, Errand(retry_at=now + pushed_s))
             if errand.due(now):
                 held, source = some[errand.tries % len(some)]
                 errand.flying, errand.tries = True, errand.tries + 1
