@@ -138,8 +138,8 @@ class Catchup:
         return [Apply(commit)]
 
     def _choose(self, view: RunView, peers: list[Progress]) -> Snapshot | None:
-        """Of the recorded snapshots beyond our state that are here, or that somebody alive holds, the one with
-        which the head is the fewest bytes away. One that is half here is seldom given up for a newer one.
+        """Of the recorded snapshots beyond our state that are here, or that somebody alive holds, the one
+        that is the fewest bytes away from the head. One that is half here is seldom given up for a newer one.
         """
         held = {round_ for progress in peers for round_ in progress.snapshots}
         within = [
