@@ -24,7 +24,9 @@ import potluck
 
 @dataclass(frozen=True)
 class Options:
-    """``invite`` is the hub's. Two layers of ``width`` × ``inner``. ``pace_s`` is the time of a step."""
+    """``invite`` is the hub's. Two layers of ``width`` × ``inner``. ``pace_s`` is the time of a step.
+    ``optimizer`` is the name of one of PyTorch's.
+    """
 
     invite: str
     name: str
@@ -35,6 +37,7 @@ class Options:
     inner: int = 1024
     batch: int = 16
     pace_s: float = 0.15
+    optimizer: str = "AdamW"
 
 
 def say(**fields: object) -> None:
@@ -94,7 +97,7 @@ def _batches(run: potluck.Run, options: Options) -> Iterator[torch.Tensor]:
 
 
 def _loop(run: potluck.Run, trained: torch.nn.Module, options: Options) -> None:
-    optimizer = run.optimizer(torch.optim.AdamW(trained.parameters(), lr=1e-4))
+    optimizer = run.optimizer(getattr(torch.optim, options.optimizer)(trained.parameters(), lr=1e-4))
     pace, due = threading.Event(), time.monotonic()
     tokens, told_round, told_at = 0, -1, 0.0
     for x in _batches(run, options):
