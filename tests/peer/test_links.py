@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from potluck.codecs.base import exactly
 from potluck.errors import (
     ConnectionLost,
     CorruptData,
@@ -113,8 +114,8 @@ class Bob:
         self.left = asyncio.Event()
         self.desk = Desk(
             run_name,
-            contribution_size=lambda part: SIZES.get(part),
-            partial_size=lambda part: FULL_SIZES.get(part),
+            contribution_sizes=lambda part: exactly(SIZES[part]) if part in SIZES else None,
+            partial_sizes=lambda part: exactly(FULL_SIZES[part]) if part in FULL_SIZES else None,
             take_contribution=self.take_contribution,
             take_partial=self.take_partial,
             take_result=self.take_result,
@@ -429,6 +430,8 @@ async def _closed_after(made: World, *messages: bytes) -> None:
 
 # -- sizes -------------------------------------------------------------------------------------------
 
+WITH_TALLY = f"100 to {99 + MAX_TALLY_BYTES}"
+
 
 @pytest.mark.parametrize(
     ("push", "said"),
@@ -447,10 +450,10 @@ async def _closed_after(made: World, *messages: bytes) -> None:
         (partial(0, 0, 4, size=0), "part 0 has 0 bytes, 400 are due"),
         (partial(0, size=400), "part 0 has 400 bytes, 0 are due"),
         (partial(9, 0, 4, size=400), "before this peer had a state"),
-        (result(0, ABSENT, 99), "part 0 has 99 bytes, 100 are due"),
-        (result(0, ABSENT, 0), "part 0 has 0 bytes, 100 are due"),
-        (result(0, ABSENT, 100 + MAX_TALLY_BYTES), "100 are due"),
-        (result(0, ABSENT, 1 << 40), "100 are due"),
+        (result(0, ABSENT, 99), f"part 0 has 99 bytes, {WITH_TALLY} are due"),
+        (result(0, ABSENT, 0), f"part 0 has 0 bytes, {WITH_TALLY} are due"),
+        (result(0, ABSENT, 100 + MAX_TALLY_BYTES), f"{WITH_TALLY} are due"),
+        (result(0, ABSENT, 1 << 40), f"{WITH_TALLY} are due"),
         (result(9, ABSENT, 100), "before this peer had a state"),
     ],
 )
@@ -476,6 +479,22 @@ async def test_who_is_in_a_result_takes_some_bytes_besides(made: World) -> None:
     push = result(0, digest(raw), len(raw))
     assert (await made.links.request(made.to, push, raw)).answer.ok
     assert made.bob.results == [(push, raw)]
+
+
+@pytest.mark.parametrize("size", [99, 100, 130, 131])
+@virtual
+async def test_a_part_may_have_any_of_several_sizes(made: World, size: int) -> None:
+    """Where they depend on the values, what is taken is bounded all the same."""
+    made.bob.desk._sizes = lambda part: range(100, 131)
+    push, raw = contribution(0, size=size), bytes(size)
+    if size in range(100, 131):
+        assert (await made.links.request(made.to, push, raw)).answer.ok
+        assert made.bob.contributions == [(push, Member(ANN, "a1"), raw)]
+        return
+    with pytest.raises(ConnectionLost):
+        await made.links.request(made.to, push, raw)
+    assert f"part 0 has {size} bytes, 100 to 130 are due" in str(made.bob.errors[0])
+    assert made.bob.contributions == []
 
 
 async def _pushed(made: World, size: int) -> None:

@@ -97,7 +97,7 @@ class DataPlane:
         self.codec = codec
         self._outer = outer
         self._bounds = part_bounds(theta.size, parts)
-        self._up = ErrorFeedback(theta.size)
+        self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
         self._cut: _Cut | None = None
         self._reduced: dict[int, Vector] = {}
@@ -144,7 +144,7 @@ class DataPlane:
         values, kept, refused = self._sorted_out(part, given)
         if not kept:
             return Mean(b"", (), refused)
-        feedback = self._down.setdefault(part, ErrorFeedback(self._size(part)))
+        feedback = self._down.setdefault(part, self._feedback(self._size(part)))
         total = feedback.add(weighted_mean(values, [one.weight for one in kept]))
         raw = self.codec.encode(total)
         self._reduced[part] = total
@@ -185,7 +185,7 @@ class DataPlane:
                 any_included = True
                 origin[bounds] = cut.local[bounds]
                 sent = self.codec.decode(cut.encoded[info.part], self._size(info.part))
-                self._up.residual[bounds] = cut.total[bounds] - sent
+                np.subtract(cut.total[bounds], sent, out=self._up.residual[bounds])
             self._settle_down(info, decoded[info.part], index, bounds)
         self._outer.step(self.theta, self.momentum, np.concatenate(decoded))
         self.round, self._digest = commit.round, None
@@ -208,13 +208,13 @@ class DataPlane:
     def abandon(self) -> Vector:
         """Drop the contribution in flight, and the residual of earlier ones; returns Θ [n], a copy."""
         self._cut = None
-        self._up = ErrorFeedback(self.theta.size)
+        self._up = self._feedback(self.theta.size)
         return self.theta.copy()
 
     def load(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take another state over; local progress and residuals belong to the old one and are dropped."""
         self.theta, self.momentum, self.round, self._digest = theta, momentum, round_, None
-        self._up = ErrorFeedback(theta.size)
+        self._up = self._feedback(theta.size)
         self._down.clear()
         self._results.clear()
         self._reduced.clear()
@@ -233,6 +233,9 @@ class DataPlane:
         value = self._decoded(raw, self._size(part), self.codec)
         return value if value is not None else np.zeros(self._size(part), np.float32)
 
+    def _feedback(self, n: int) -> ErrorFeedback:
+        return ErrorFeedback(n, self.codec.decay)
+
     def _size(self, part: int) -> int:
         bounds = self._bounds[part]
         return int(bounds.stop - bounds.start)
@@ -243,7 +246,11 @@ def _all(given: Sequence[Given]) -> tuple[tuple[int, float], ...]:
 
 
 def _sound(values: Vector) -> bool:
-    return float(np.abs(values).max(initial=0)) < ABSURD  # never so for NaN
+    low, high = (
+        values.min(initial=0),
+        values.max(initial=0),
+    )  # NaN, if there is one, and no number is below it
+    return bool(low > -ABSURD) and bool(high < ABSURD)
 
 
 def part_bounds(n: int, parts: int) -> list[slice]:

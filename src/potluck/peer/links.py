@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from potluck.codecs.base import said
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, VersionMismatch
 from potluck.net.transport import Stream, Transport
 from potluck.wire.codec import WIRE, decode, encode
@@ -173,8 +174,8 @@ class Desk:
 
     Args:
         run: streams of another run are refused.
-        contribution_size: bytes that a part's contribution must have, or None while there is no state;
-            partial_size: those of a partial.
+        contribution_sizes: how many bytes a part's contribution may have, or None while there is no state;
+            partial_sizes: those of a partial.
         take_contribution: a member's contribution is here; says whether it was welcome.
         take_partial: the same of the mean of what a group gave.
         take_result: a result is here; verifies and keeps it.
@@ -185,15 +186,15 @@ class Desk:
         self,
         run: str,
         *,
-        contribution_size: Callable[[int], int | None],
-        partial_size: Callable[[int], int | None],
+        contribution_sizes: Callable[[int], range | None],
+        partial_sizes: Callable[[int], range | None],
         take_contribution: Callable[[PushContribution, Member, bytes], Awaitable[Answer]],
         take_partial: Callable[[PushPartial, Member, bytes], Awaitable[Answer]],
         take_result: Callable[[PushResult, bytes], Awaitable[Answer]],
         find: Callable[[str], Awaitable[bytes | None]],
     ) -> None:
         self._run = run
-        self._size, self._partial_size = contribution_size, partial_size
+        self._sizes, self._partial_sizes = contribution_sizes, partial_sizes
         self._take_contribution, self._take_partial = take_contribution, take_partial
         self._take_result = take_result
         self._find = find
@@ -229,17 +230,17 @@ class Desk:
     async def _one(self, stream: Stream, member: Member) -> None:
         request: Request = decode(await stream.receive(HEADER_BYTES), Request)
         if isinstance(request, PushContribution):
-            due = self._due(self._size, request.part, request.weight > 0)
-            body = await _sized(stream, request.part, request.size, range(due, due + 1))
+            due = self._due(self._sizes, request.part, request.weight > 0)
+            body = await _sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_contribution(request, member, body)))
         elif isinstance(request, PushPartial):
-            due = self._due(self._partial_size, request.part, bool(request.contributors))
-            body = await _sized(stream, request.part, request.size, range(due, due + 1))
+            due = self._due(self._partial_sizes, request.part, bool(request.contributors))
+            body = await _sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_partial(request, member, body)))
         elif isinstance(request, PushResult):
-            due = self._due(self._size, request.held.part, True)
-            most = due + MAX_TALLY_BYTES
-            body = await _sized(stream, request.held.part, request.held.size, range(due, most))
+            due = self._due(self._sizes, request.held.part, True)
+            with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
+            body = await _sized(stream, request.held.part, request.held.size, with_tally)
             await stream.send(encode(await self._take_result(request, body)))
         elif isinstance(request, Fetch):
             await self._serve_content(stream, request)
@@ -256,8 +257,8 @@ class Desk:
         await stream.send(encode(Answer(True, size=len(found), compressed=len(small or b""))))
         await stream.send(small or found)
 
-    def _due(self, size: Callable[[int], int | None], part: int, some: bool) -> int:
-        due = size(part) if some else 0
+    def _due(self, sizes: Callable[[int], range | None], part: int, some: bool) -> range:
+        due = sizes(part) if some else range(1)
         if due is None:
             # No state yet, so no part can be judged: end the stream, the sender tries again.
             raise ProtocolError("a part came before this peer had a state")
@@ -267,5 +268,5 @@ class Desk:
 async def _sized(stream: Stream, part: int, size: int, due: range) -> bytes:
     """What follows a push, taken only if it has a size that the part may have."""
     if size not in due:
-        raise ProtocolError(f"part {part} has {size} bytes, {due.start} are due")
+        raise ProtocolError(f"part {part} has {size} bytes, {said(due)} are due")
     return await _exactly(stream, size) if size else b""

@@ -240,8 +240,8 @@ class Node:
         self.actions.sync = self._keeper.sync
         self.desk = Desk(
             self._invite.run,
-            contribution_size=state.contribution_size,
-            partial_size=state.partial_size,
+            contribution_sizes=state.contribution_sizes,
+            partial_sizes=state.partial_sizes,
             take_contribution=self._take_contribution,
             take_partial=self._take_partial,
             take_result=self._take_result,
