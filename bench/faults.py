@@ -152,9 +152,7 @@ def potluck_faults(directory: Path, trials: int) -> dict[str, list[float]]:
     return found
 
 
-def potluck_joins(
-    directory: Path, trials: int, codec: str, round_s: float
-) -> list[dict[str, float]]:
+def potluck_joins(directory: Path, trials: int, codec: str, round_s: float) -> list[dict[str, float]]:
     links = dict.fromkeys((HUB, WATCHER, *HOSTS), LINK)
     with Wan(links) as wan, Stage(wan, directory, recipe(LARGE, round_s, codec), LARGE) as stage:
         play = Trials(stage)

@@ -89,6 +89,7 @@ PROGRESS = Progress(
     held=(INFO.held, Held(2, A, 900)),
     snapshots={3: C},
     parts_from=1,
+    fetching=4,
     bytes_sent=5,
     bytes_received=6,
     activity="training",

@@ -47,6 +47,8 @@ class Catchup:
         self.round = NO_STATE
         self.state = ""
         self.have = have
+        self.fetching = NO_STATE
+        """The round of the snapshot that is being fetched."""
         self.reason = "nothing to catch up with"
         self._peer = peer
         self._busy = False
@@ -65,6 +67,7 @@ class Catchup:
     def applied(self, round_: int, state: str) -> None:
         """The state is now that after ``round_``."""
         self.round, self.state, self._busy = round_, state, False
+        self.fetching = NO_STATE
 
     def missing(self, digests: tuple[str, ...]) -> None:
         """Content that should have been here was not, or was damaged: fetch it again."""
@@ -163,6 +166,7 @@ class Catchup:
         needs = [
             Need(digest, size, sources) for digest, size in chunks(snapshot.files) if digest not in self.have
         ]
+        self.fetching = snapshot.round
         if needs:
             self.reason = f"fetching {len(needs)} chunks of the snapshot of round {snapshot.round}"
             return self._fetch(needs, now)

@@ -30,6 +30,7 @@ from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, su
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
+from potluck.protocol.written import Written
 from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial
 from potluck.wire.records import (
     Commit,
@@ -89,7 +90,7 @@ class PeerCore:
         self.trains = trains
         self._every = snapshot_every
         self._retention = Retention(keep_snapshots)
-        self._own: dict[int, tuple[str, Snapshot]] = {}
+        self._written = Written()
         self._sweep = False
         self._parts_from = 0
         self._beat = 0
@@ -149,7 +150,7 @@ class PeerCore:
                 "elsewhere: taking the state from the others again"
             )
             self.catchup.drifted()
-            self._own = {r: own for r, own in self._own.items() if r in self.view.snapshots}
+            self._written.only(self.view.snapshots)
         if self.exchange.index is not None and self.catchup.round != body.round - 1:
             self.exchange.cut_done(0)
         self._say()
@@ -178,14 +179,14 @@ class PeerCore:
     def _recorded(self, body: Snapshot) -> None:
         oldest = min(self.view.snapshots)
         self._parts_from = max(self._parts_from, oldest + 1)
-        self._own = {r: own for r, own in self._own.items() if r >= oldest}
+        self._written.only([r for r in self._written if r >= oldest])
         self._retention.recorded(body, self.catchup.have)
         self._sweep = True
         self._note(f"snapshot of round {body.round} recorded: {body.reason}")
 
     def _drop(self) -> Drop:
         """What nobody will ask for any more, now that a newer snapshot is recorded."""
-        keep = {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
+        keep = self._written.content()
         if self.exchange is not None:
             keep |= self.exchange.known.keys()
         if self.view.genesis is not None:
@@ -227,6 +228,7 @@ class PeerCore:
             held=self._held(),
             snapshots=self._snapshots_held(),
             parts_from=self._parts_from,
+            fetching=self.catchup.fetching,
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)
@@ -283,11 +285,8 @@ class PeerCore:
         return (self.exchange is None or self.exchange.index is None) and not owes
 
     def _snapshots_held(self) -> dict[int, str]:
-        held = {r: digest for r, (digest, _) in self._own.items()}
-        for round_, snapshot in self.view.snapshots.items():
-            if all(d in self.catchup.have for d, _ in chunks(snapshot.files)):
-                held[round_] = manifest(snapshot)
-        return held
+        own = {r: digest for r, (digest, _) in self._written.items()}
+        return own | {r: manifest(s) for r, s in self.view.snapshots.items() if self._has_snapshot(r)}
 
     def _has_snapshot(self, round_: int) -> bool:
         snapshot = self.view.snapshots.get(round_)
@@ -429,7 +428,7 @@ class PeerCore:
 
     def snapshot_written(self, snapshot: Snapshot) -> None:
         """A snapshot of our state is in our store."""
-        self._own[snapshot.round] = (manifest(snapshot), snapshot)
+        self._sweep |= self._written.add(snapshot, self.view.snapshots)
         self.catchup.have.update(d for d, _ in chunks(snapshot.files))
         self._say()
 
@@ -480,7 +479,7 @@ class PeerCore:
         known = self.exchange.known if self.exchange is not None else {}
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now, known),
-            agree_on_snapshot(self.view, self.swarm, self._own, now),
+            agree_on_snapshot(self.view, self.swarm, self._written, now),
             lease_out(self.view, self.swarm, self._grants, now),
         ]
         self.reason = choices[0].reason
