@@ -37,7 +37,7 @@ RICE = 5
 """Bits of a gap that are sent as they are."""
 
 ROWS = 16
-"""Chunks handled at a time, so that the scratch memory of 1 MiB and less stays in the processor's cache."""
+"""Chunks handled at a time, so that the scratch memory of 1 MiB stays in the processor's cache."""
 
 _BITS = RICE + 2
 _LEAST = np.uint16(0x0080)
