@@ -41,10 +41,12 @@ bench: $(READY)
 	$(BIN)/python bench/demo_recipe.py
 	$(BIN)/python bench/convergence.py --seeds 3
 	$(BIN)/python -m bench.scale --bar
+	$(BIN)/python -m bench.codec --bar
 
 bench-short: $(READY)
 	$(BIN)/python bench/convergence.py --quick --bar
 	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
+	$(BIN)/python -m bench.codec --quick --bar
 
 # Real processes behind an emulated WAN, killed and joined at random (Linux, root, a C compiler).
 soak: $(READY)

@@ -67,12 +67,16 @@ CASES = [
     Case("1_peer_fp32", peers=1, codec="fp32"),
     Case("4_peers_int8", peers=4),
     Case("4_peers_fp32", peers=4, codec="fp32"),
+    Case("4_peers_int4", peers=4, codec="int4"),
+    Case("4_peers_topk", peers=4, codec="topk"),
 ]
 
 BARS = [
     ("loss_4_peers_over_plain", "4_peers_int8", "plain"),
     ("loss_1_peer_over_plain", "1_peer_int8", "plain"),
     ("int8_over_fp32", "4_peers_int8", "4_peers_fp32"),
+    ("int4_over_fp32", "4_peers_int4", "4_peers_fp32"),
+    ("topk_over_fp32", "4_peers_topk", "4_peers_fp32"),
 ]
 
 

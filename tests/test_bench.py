@@ -19,6 +19,7 @@ pytest.importorskip("transformers")
 from bench import convergence, demo_recipe  # noqa: E402
 from bench.convergence import LATE_STEPS, Case, Drifted, Swarm, measure  # noqa: E402
 
+from potluck.codecs import CODECS  # noqa: E402
 from potluck.data.assets import build_assets  # noqa: E402
 from potluck.peer.trainer import Trainer  # noqa: E402
 from potluck.recipe import DEMO, Inner, Outer, Recipe  # noqa: E402
@@ -105,6 +106,19 @@ def test_what_a_round_costs_grows_with_the_root_of_the_swarm() -> None:
     assert groups["messages_a_peer"]["value"] < 12
 
 
+def test_what_each_codec_costs_and_loses() -> None:
+    done = run_bench("-m", "bench.codec", "--quick", timeout_s=120)
+    lines, found = lines_of(done.stdout, "codec"), lines_of(done.stdout, "bar")
+    assert list(lines) == list(CODECS)
+    figures = ("encode_s", "decode_s", "bits", "lost")
+    assert set(found) == {f"{figure}_{name}" for name in CODECS for figure in figures}
+    bits = [found[f"bits_{name}"]["value"] for name in ("fp32", "bf16", "int8", "int4", "topk")]
+    assert bits == pytest.approx([32, 16, 8.031, 4.25, 0.156], abs=0.001)
+    lost = [found[f"lost_{name}"]["value"] for name in ("fp32", "bf16", "int8", "int4", "topk")]
+    assert lost == pytest.approx([0, 0.0017, 0.0079, 0.1076, 0.9387], abs=0.001)
+    assert all(line["value"] >= 0 for line in found.values())
+
+
 @pytest.mark.integration
 def test_short_form() -> None:
     done = run_bench("bench/convergence.py", "--quick", timeout_s=150)
@@ -121,7 +135,7 @@ def test_short_form() -> None:
     assert cases["1_peer_fp32"]["loss"] == pytest.approx(cases["plain"]["loss"], rel=1e-3)
     assert summaries["4_peers_int8"]["loss"] == cases["4_peers_int8"]["loss"]
     found = lines_of(done.stdout, "bar")
-    assert set(found) == {"loss_4_peers_over_plain", "loss_1_peer_over_plain", "int8_over_fp32"}
+    assert set(found) == {name for name, _, _ in convergence.BARS}
     for line in found.values():
         assert set(line) == {"bar", "value", "unit"}
         assert line["unit"] == "ratio"

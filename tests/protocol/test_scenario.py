@@ -98,7 +98,7 @@ def test_comments_units_and_order() -> None:
         ("peers 0", "it can't be so"),
         ("peers three", "invalid literal"),
         ("loss nan", "it can't be so"),
-        ("codec zip", "it is fp32 or int8"),
+        ("codec zip", "it is fp32, bf16, int8, int4 or topk"),
         ("delay_s 1", "it takes two numbers"),
         ("seed", "list index"),
         ("crashes 5", "no such setting"),

@@ -36,13 +36,14 @@ SHARE = 64
 RICE = 5
 """Bits of a gap that are sent as they are."""
 
-ROWS = 64
+ROWS = 16
 """Chunks handled at a time, so that the scratch memory of 1 MiB stays in the processor's cache."""
 
 _BITS = RICE + 2
 _LEAST = np.uint16(0x0080)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
-_INFINITE = np.uint32(0x7F800000)
+_PLACE_BITS = np.uint64(12)
+_INFINITE = np.uint64(0x7F800000) << _PLACE_BITS
 
 
 class Group(NamedTuple):
@@ -129,31 +130,25 @@ def _bytes(bits: int) -> int:
 
 
 def _largest(rows: NDArray[np.float32], kept: int) -> NDArray[np.int64]:
-    """Where the ``kept`` largest magnitudes of each row are, ascending: [rows, kept]."""
+    """Where the ``kept`` largest magnitudes of each row are, ascending: [rows, kept].
+
+    A value's key is its magnitude's bits, which are ordered as magnitudes are on any processor, and then its
+    place from behind. So no two are equal, which would make partitioning slow; and of equal values the first
+    wins.
+    """
+    length = rows.shape[1]
     places = np.empty((len(rows), kept), np.int64)
+    behind = np.arange(length - 1, -1, -1, dtype=np.uint64)
     for start in range(0, len(rows), ROWS):
-        some = rows[start : start + ROWS]
-        bits = some.view(np.uint32) & _MAGNITUDE  # ordered as the magnitudes are, on any processor
-        least = np.partition(bits, some.shape[1] - kept, axis=1)[:, -kept, None]
-        chosen = bits >= least
-        found = np.flatnonzero(chosen)
-        if found.size > kept * len(some):
-            _first_of_equals(chosen, bits, least, kept)
-            found = np.flatnonzero(chosen)
-        if bits.reshape(-1)[found].max() >= _INFINITE:
+        keys = (rows[start : start + ROWS].view(np.uint32) & _MAGNITUDE).astype(np.uint64)
+        keys <<= _PLACE_BITS
+        keys |= behind
+        least = np.partition(keys, length - kept, axis=1)[:, -kept, None]
+        found = np.flatnonzero(keys >= least)
+        if keys.reshape(-1)[found].max() >= _INFINITE:
             raise CorruptData(DIVERGED)
-        places[start : start + ROWS] = (found % some.shape[1]).reshape(len(some), kept)
+        places[start : start + ROWS] = (found % length).reshape(-1, kept)
     return places
-
-
-def _first_of_equals(
-    chosen: NDArray[np.bool_], bits: NDArray[np.uint32], least: NDArray[np.uint32], kept: int
-) -> None:
-    """Where more than ``kept`` of a row are chosen, leave out the last of those that equal its least."""
-    crowded = np.flatnonzero(np.count_nonzero(chosen, axis=1) > kept)
-    above, equal = bits[crowded] > least[crowded], bits[crowded] == least[crowded]
-    room = kept - np.count_nonzero(above, axis=1)[:, None]
-    chosen[crowded] = above | (equal & (np.cumsum(equal, axis=1, dtype=np.int32) <= room))
 
 
 def _halved(magnitudes: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from potluck.codecs import Codec
 from potluck.peer.dataplane import MAX_SHARE
 from potluck.wire.records import Commit, Member, PartInfo
 
@@ -21,8 +22,8 @@ Key = tuple[int, int]
 ROUNDING = 3e-5
 """How far fp32 arithmetic may take what is sent from this account."""
 
-STEP = 0.51 / 127
-"""A value loses at most half a step of int8 of the largest in its part, and some rounding."""
+LOSS = 1.02
+"""What is sent loses no more than an encoding of this account would, and some rounding."""
 
 
 class Residuals:
@@ -30,10 +31,11 @@ class Residuals:
 
     Args:
         bounds: ranges of the parts in a vector of [n] values.
+        coder: how they are encoded.
     """
 
-    def __init__(self, n: int, bounds: Sequence[slice]) -> None:
-        self._n, self._bounds = n, bounds
+    def __init__(self, n: int, bounds: Sequence[slice], coder: Codec) -> None:
+        self._n, self._bounds, self._codec = n, bounds, coder
         self._up: dict[Member, Exact] = {}
         self._down: dict[Member, dict[int, Exact]] = {}
         self._cuts: dict[Member, tuple[Key, Exact, Exact]] = {}
@@ -63,10 +65,10 @@ class Residuals:
         """A contribution is encoded; returns by how much it is off from progress and residual [n], over what
         encoding may cost.
         """
-        total = progress + self._up.get(member, 0.0)
+        total = progress + self._codec.decay * self._up.get(member, np.zeros(self._n))
         self._cuts[member] = key, total, decoded
         checked = [
-            _over(total[bounds], decoded[bounds])
+            self._over(total[bounds], decoded[bounds])
             for part, bounds in enumerate(self._bounds)
             if (member, part) not in self._unsure
         ]
@@ -74,9 +76,9 @@ class Residuals:
 
     def reduced(self, member: Member, info: PartInfo, mean: Exact, decoded: Exact) -> float:
         """A part is reduced; returns by how much it is off from mean and residual, as ``cut`` does."""
-        total = mean + self._down.get(member, {}).get(info.part, 0.0)
+        total = mean + self._codec.decay * self._down.get(member, {}).get(info.part, np.zeros(mean.size))
         self._results.setdefault(member, {})[info.part, info.digest] = total
-        return 0.0 if (member, info.part) in self._unsure else _over(total, decoded)
+        return 0.0 if (member, info.part) in self._unsure else self._over(total, decoded)
 
     def applied(self, member: Member, commit: Commit, index: int | None, decoded: Sequence[Exact]) -> None:
         """A peer took the outer step of a round, whose results decode so; ``index`` is its place in it."""
@@ -96,8 +98,9 @@ class Residuals:
             elif weight is not None and info.part in down:
                 up[bounds] += min(info.weight / weight, MAX_SHARE) * down.pop(info.part)
 
-
-def _over(meant: Exact, sent: Exact) -> float:
-    """By how much a value is off, beyond what encoding and rounding may cost."""
-    largest = float(np.abs(meant).max())
-    return float(np.abs(meant - sent).max()) - STEP * largest - ROUNDING * (1 + largest)
+    def _over(self, meant: Exact, sent: Exact) -> float:
+        """By how much a value is off, beyond what encoding and rounding may cost."""
+        largest = float(np.abs(meant).max())
+        due = self._codec.decode(self._codec.encode(meant.astype(np.float32)), meant.size)
+        lost, off = (float(np.abs(meant - values).max()) for values in (due, sent))
+        return off - LOSS * lost - ROUNDING * (1 + largest)

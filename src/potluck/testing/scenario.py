@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+from potluck.codecs import CODECS
 from potluck.errors import UsageError
 from potluck.protocol.plan import FLAT
 
@@ -276,7 +277,7 @@ def _setting(value: object) -> str:
     return _figure(value) if isinstance(value, int | float) else str(value)
 
 
-_CHOICES = {"outer": ("nesterov", "average"), "codec": ("fp32", "int8")}
+_CHOICES = {"outer": ("nesterov", "average"), "codec": tuple(CODECS)}
 _INTEGERS = ("peers", "round_tokens", "blocks", "epochs", "flat")
 
 
@@ -287,7 +288,8 @@ def _read_setting(name: str, words: list[str]) -> object:
         raise ValueError("it takes two numbers" if name == "delay_s" else "it takes one value")
     if name in _CHOICES:
         if words[0] not in _CHOICES[name]:
-            raise ValueError(f"it is {' or '.join(_CHOICES[name])}")
+            *others, last = _CHOICES[name]
+            raise ValueError(f"it is {', '.join(others)} or {last}")
         return words[0]
     values = [int(word) if name in _INTEGERS else float(word) for word in words]
     if not all(0 <= value < float("inf") for value in values) or (name == "peers" and values[0] < 1):
@@ -388,7 +390,7 @@ class _Author:
 def small(seed: int) -> World:
     """The small world of a seed, for running thousands: they differ in all that can differ.
 
-    One to six peers, either outer optimizer, either codec, one in three calm to the eye and the others rough;
+    One to six peers, either outer optimizer, any codec, one in three calm to the eye and the others rough;
     most last under a minute, one in twenty-five five times as long.
     """
     rough = (LIGHT, HEAVY, HEAVY)[seed // 2 % 3]
@@ -397,7 +399,7 @@ def small(seed: int) -> World:
         rough,
         peers=1 + seed % 6,
         outer="nesterov" if seed % 2 else "average",
-        codec="fp32" if seed % 5 < 2 else "int8",
+        codec=_CHOICES["codec"][(seed + seed // 25) % 5],
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
         flat=3 if seed % 4 == 3 else FLAT,
@@ -415,7 +417,7 @@ def large(seed: int, peers: int) -> World:
         (LIGHT, HEAVY)[seed % 2].scaled(max(1.0, peers / 20)),
         peers=peers,
         outer="nesterov" if seed % 4 < 2 else "average",
-        codec="fp32" if seed % 5 < 2 else "int8",
+        codec=_CHOICES["codec"][seed % 5],
         round_tokens=0,
         blocks=0,
         duration_s=20.0,
