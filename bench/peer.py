@@ -1,8 +1,8 @@
-"""One process of a benchmark's swarm: ``python -m bench.peer host|join|watch '{"invite": …}'``.
+"""One process of a benchmark's swarm: ``python -m bench.peer host|join|watch|exchange '{"invite": …}'``.
 
 Says on standard output, a JSON object a line, what happens to it; ``at`` is the machine's monotonic clock.
 ``host`` and ``join`` train a model of a chosen size at a chosen pace. ``watch`` only follows, and tells what
-the ledger says.
+the ledger says. ``exchange`` takes steps that cost nothing, and tells when each round is where.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import potluck
 
 @dataclass(frozen=True)
 class Options:
-    """``invite`` is the hub's. Two layers of ``width`` × ``inner``. ``pace_s`` is the time of a step.
-    ``optimizer`` is the name of one of PyTorch's.
+    """``invite`` is the hub's. Two layers of ``width`` × ``inner``, or ``values`` in one vector. ``pace_s``
+    is the time of a step, ``optimizer`` the name of one of PyTorch's.
     """
 
     invite: str
@@ -38,6 +38,7 @@ class Options:
     batch: int = 16
     pace_s: float = 0.15
     optimizer: str = "AdamW"
+    values: int = 0
 
 
 def say(**fields: object) -> None:
@@ -118,6 +119,25 @@ def _loop(run: potluck.Run, trained: torch.nn.Module, options: Options) -> None:
         pace.wait(due - time.monotonic())
 
 
+def exchange(options: Options) -> None:
+    """Take part in rounds of one vector; who has a recipe is the host."""
+    from bench.exchanger import Values
+    from bench.exchanger import exchange as loop
+
+    watcher, model = Watcher(), Values(options.values)
+    where: dict[str, Any] = {"name": options.name, "directory": options.directory, "listen": options.listen}
+    where["watch"] = watcher.event
+    if options.recipe:
+        recipe = potluck.Recipe.from_toml(options.recipe)
+        run = potluck.host(recipe, model, hub=options.invite, **where)
+    else:
+        run = potluck.join(options.invite, model, **where)
+    watcher.run = run
+    say(joined=run.round)
+    with run:
+        loop(run, model, options.pace_s, options.name, say)
+
+
 class Watcher:
     """Tells each record of the ledger once, from the network thread."""
 
@@ -146,7 +166,12 @@ class Watcher:
         open_ = view.open
         if open_ is not None and (open_.round, open_.attempt) != self.opened:
             self.opened = open_.round, open_.attempt
-            say(opened=open_.round, attempt=open_.attempt, members=[swarm.name(m) for m in open_.members])
+            say(
+                opened=open_.round,
+                attempt=open_.attempt,
+                members=[swarm.name(m) for m in open_.members],
+                cpu_s=time.process_time(),
+            )
 
 
 def watch(options: Options) -> None:
@@ -180,6 +205,8 @@ def main() -> int:
     with contextlib.suppress(KeyboardInterrupt):
         if what == "watch":
             watch(options)
+        elif what == "exchange":
+            exchange(options)
         else:
             train(options, host=what == "host")
     return 0

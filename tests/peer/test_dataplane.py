@@ -78,7 +78,7 @@ class Team:
         self.round += 1
         self.cuts = [local.copy() for local in self.locals]
         for member, local in zip(self.planes, self.locals, strict=True):
-            assert member.cut(self.round, 0, local)
+            assert member.cut(self.round, 0, local.copy())
 
     def exchange(
         self, weights: Sequence[float], reducers: Sequence[int], included: Sequence[Sequence[int]]

@@ -18,12 +18,16 @@ class ErrorFeedback:
         self.residual = np.zeros(n, np.float32)
         self._decay = np.float32(decay)
 
-    def add(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What to encode: β · residual + ``values`` [n]. Changes nothing here."""
-        if self._decay == 1:
-            return np.add(self.residual, values)
-        total = np.multiply(self.residual, self._decay)
-        return np.add(total, values, out=total)
+    def add(
+        self, values: NDArray[np.float32], out: NDArray[np.float32] | None = None, part: slice = slice(None)
+    ) -> NDArray[np.float32]:
+        """What to encode: β · residual + ``values``, of a ``part`` of [n], into ``out``, which ``values`` may
+        be. Changes nothing here.
+        """
+        residual = self.residual[part]
+        if self._decay != 1:
+            residual = np.multiply(residual, self._decay)
+        return np.add(residual, values, out=out)
 
     def settle(self, total: NDArray[np.float32], sent: NDArray[np.float32]) -> None:
         """The sending counted: ``total`` as ``add`` gave it, ``sent`` as it decodes; both [n]."""

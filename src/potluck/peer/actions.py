@@ -210,7 +210,7 @@ class Actions:
 
     async def _send_contribution(self, effect: SendContribution) -> None:
         where = (effect.round, effect.attempt, effect.part)
-        given = self.state.contribution(*where) or Contribution(0.0, b"")
+        given = await self.work(self.state.contribution, *where) or Contribution(0.0, b"")
         push = PushContribution(*where, given.weight, len(given.raw), given.blocks)
         reply = await self._ask(effect.to, push, given.raw)
         self.core.sent(*where, effect.to, None, reply.answer, self._now())

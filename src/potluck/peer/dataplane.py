@@ -70,12 +70,12 @@ class Mean(NamedTuple):
 
 @dataclass
 class _Cut:
-    """A contribution in flight: where the model stood, what was meant, what is sent."""
+    """A contribution in flight: where the model stood, what was meant, what is sent of it by part."""
 
     key: tuple[int, int]
     local: Vector
     total: Vector
-    encoded: list[bytes]
+    encoded: dict[int, bytes]
 
 
 class DataPlane:
@@ -100,6 +100,7 @@ class DataPlane:
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
         self._cut: _Cut | None = None
+        self._total = np.empty_like(theta)  # kept: fresh memory costs more than all that is done with it
         self._reduced: dict[int, Vector] = {}
         self._results: dict[tuple[int, str], Vector] = {}
 
@@ -111,22 +112,30 @@ class DataPlane:
         return self._digest
 
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
-        """Take the model's parameters ``local`` [n] as this round's contribution and encode it.
+        """Take the model's parameters ``local`` [n], which become ours, as this round's contribution.
 
         Returns False, with nothing kept, when it holds NaN or infinity, or is absurd.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = self._up.add(np.subtract(self.theta, local))
-        if not all(_sound(total[bounds]) for bounds in self._bounds):
-            return False
-        encoded = [self.codec.encode(total[bounds]) for bounds in self._bounds]
-        self._cut = _Cut((round_, attempt), local, total, encoded)
+        self._cut, total = None, self._total
+        for bounds in self._bounds:
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
+                self._up.add(total[bounds], total[bounds], bounds)
+            if not _sound(total[bounds]):
+                return False
+        self._cut = _Cut((round_, attempt), local, total, {})
         return True
 
     def contribution(self, round_: int, attempt: int, part: int) -> bytes | None:
-        """Our encoded contribution of a part, while that cut is kept."""
+        """Our encoded contribution of a part, while that cut is kept; encoded when it is first asked for, so
+        that one part travels while the next is encoded.
+        """
         cut = self._cut
-        return cut.encoded[part] if cut is not None and cut.key == (round_, attempt) else None
+        if cut is None or cut.key != (round_, attempt):
+            return None
+        if part not in cut.encoded:
+            cut.encoded[part] = self.codec.encode(cut.total[self._bounds[part]])
+        return cut.encoded[part]
 
     def combine(self, part: int, given: Sequence[Given]) -> Mean:
         """Weighted mean in fp32 of what a group gave, in that order; empty if nobody is left."""
@@ -176,18 +185,21 @@ class DataPlane:
         peers see the same bytes, so all agree on that.
         """
         assert commit.round == self.round + 1, "commits are applied in order"
-        decoded = [self._decoded_result(raw, part) for part, raw in enumerate(raws)]
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
-        origin, any_included = self.theta.copy(), False
+        origin, any_included = cut.local if cut is not None else self.theta.copy(), False
         for info, bounds in zip(commit.parts, self._bounds, strict=True):
             included = cut is not None and index in dict(info.contributors)
             if cut is not None and included:
                 any_included = True
-                origin[bounds] = cut.local[bounds]
-                sent = self.codec.decode(cut.encoded[info.part], self._size(info.part))
+                raw = self.contribution(*cut.key, info.part)
+                assert raw is not None
+                sent = self.codec.decode(raw, self._size(info.part))
                 np.subtract(cut.total[bounds], sent, out=self._up.residual[bounds])
-            self._settle_down(info, decoded[info.part], index, bounds)
-        self._outer.step(self.theta, self.momentum, np.concatenate(decoded))
+            else:
+                origin[bounds] = self.theta[bounds]
+            decoded = self._decoded_result(raws[info.part], info.part)
+            self._settle_down(info, decoded, index, bounds)
+            self._outer.step(self.theta[bounds], self.momentum[bounds], decoded)
         self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
@@ -258,8 +270,16 @@ def part_bounds(n: int, parts: int) -> list[slice]:
     return [slice(n * p // parts, n * (p + 1) // parts) for p in range(parts)]
 
 
-def carried(local: Vector, carries: Sequence[Carry]) -> Vector:
-    """The model's parameters [n] after some new shared states, oldest first."""
+def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) -> Vector:
+    """The model's parameters [n] after some new shared states, oldest first; in ``out``, which may be
+    ``local``, or in memory of their own.
+    """
+    out = np.empty_like(local) if out is None else out
     for carry in carries:
-        local = carry.theta.copy() if carry.origin is None else carry.theta + (local - carry.origin)
+        if carry.origin is None:
+            np.copyto(out, carry.theta)
+        else:
+            np.subtract(local, carry.origin, out=out)
+            np.add(carry.theta, out, out=out)
+        local = out
     return local

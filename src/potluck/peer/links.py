@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from potluck.codecs.base import said
@@ -36,6 +37,9 @@ IDLE_S = 120.0
 LEAST_COMPRESSED = 1 << 16
 """Content of fewer bytes travels as it is."""
 
+AHEAD = 4
+"""So many requests of one kind may be under way to one peer."""
+
 SLOWEST = 20_000.0
 """A link slower than so many bytes/s is given up."""
 
@@ -48,18 +52,50 @@ class Reply:
     body: bytes = b""
 
 
+Passed = tuple[int, ...]
+"""Sizes of the contents that were asked for by requests given up while they waited for their answers."""
+
+
+@dataclass
+class _Pipe:
+    """One stream, and the last request on it: answers come in the order in which requests went."""
+
+    stream: Stream
+    last: asyncio.Future[Passed] | None = None
+    answered_at: float = 0.0
+    broken: bool = False
+
+    def queue(self) -> tuple[asyncio.Future[Passed], asyncio.Future[Passed]]:
+        """A place behind the last request: what is done when that is answered, and what we are to finish."""
+        before, self.last = self.last, asyncio.get_running_loop().create_future()
+        if before is None:
+            before = asyncio.get_running_loop().create_future()
+            before.set_result(())
+        return before, self.last
+
+
+class _Line:
+    """What goes to one peer of one kind: a few requests at a time on one stream, sent one after the other."""
+
+    def __init__(self) -> None:
+        self.pipe: _Pipe | None = None
+        self.ahead = asyncio.Semaphore(AHEAD)
+        self.sending = asyncio.Lock()
+        self.requests = 0
+        self.used = 0.0
+
+
 class Links:
     """Streams to other peers: one for each peer and kind of request, so that none waits for another kind.
+    The next request goes while the last one's answer is on its way.
 
-    One that was not used for a while is closed: in a large round others act for a group each time.
+    A stream that was not used for a while is closed: in a large round others act for a group each time.
     """
 
     def __init__(self, transport: Transport, run: str, session: str) -> None:
         self._transport = transport
         self._hello = encode(Hello(WIRE, run, session))
-        self._streams: dict[tuple[str, str], Stream] = {}
-        self._turns: dict[tuple[str, str], asyncio.Lock] = {}
-        self._used: dict[tuple[str, str], float] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
         self.uplink = 0.0
         """Running mean of what went up in large requests, in bytes/s; 0 while unknown."""
         self._closed_sent = 0
@@ -75,79 +111,140 @@ class Links:
         """As ``bytes_sent``."""
         return self._closed_received + sum(s.bytes_received for s in self._streams.values())
 
+    @property
+    def _streams(self) -> dict[tuple[str, str], Stream]:
+        return {key: line.pipe.stream for key, line in self._lines.items() if line.pipe is not None}
+
     async def request(self, to: Progress, message: Request, body: bytes | None, want: int = 0) -> Reply:
         """One request and its answer; ``want`` is the size of the content asked for.
 
         Raises:
-            PotluckError: the peer can't be reached, refuses, went away, or sent what it must not.
+            PotluckError: the peer can't be reached, refuses, went away, or sent what it must not. What goes
+                wrong with one request ends its stream, and with it those behind it.
         """
-        key = (to.peer, type(message).__name__)
-        limit_s = REQUEST_S + (len(body or b"") + want) / SLOWEST
         await self._close_idle()
-        async with self._turns.setdefault(key, asyncio.Lock()):
-            try:
-                async with asyncio.timeout(limit_s):
-                    reply = await self._exchange(key, to, message, body, want)
-            except TimeoutError:
-                await self._drop(key)
-                raise ConnectionLost(f"{to.name} did not answer within {limit_s:.0f} s") from None
-            except BaseException:
-                await self._drop(key)
-                raise
-            finally:
-                self._used[key] = asyncio.get_running_loop().time()
+        line = self._lines.setdefault((to.peer, type(message).__name__), _Line())
+        line.requests += 1
+        try:
+            async with line.ahead:
+                reply = await self._ask(line, to, message, body, want)
+        finally:
+            line.requests -= 1
+            line.used = _now()
         if reply.answer.ok and reply.answer.compressed:
             return Reply(reply.answer, await asyncio.to_thread(decompress, reply.body, want))
         return reply
 
     async def _close_idle(self) -> None:
-        now = asyncio.get_running_loop().time()
-        for key in [key for key, at in self._used.items() if now - at > IDLE_S]:
+        now = _now()
+        for key, line in list(self._lines.items()):
             # While one is being closed, others may be closed or used again by other requests.
-            turn = self._turns.get(key)
-            if turn is not None and not turn.locked() and now - self._used.get(key, now) > IDLE_S:
-                del self._used[key], self._turns[key]
-                await self._drop(key)
+            if not line.requests and now - line.used > IDLE_S and self._lines.get(key) is line:
+                del self._lines[key]
+                if line.pipe is not None:
+                    await self._end(line, line.pipe)
 
-    async def _exchange(
-        self, key: tuple[str, str], to: Progress, message: Request, body: bytes | None, want: int
-    ) -> Reply:
-        stream = self._streams.get(key)
-        if stream is None:
-            stream = await self._transport.dial(to.addresses, to.peer)
-            self._streams[key] = stream
-            await stream.send(self._hello)
-            _accepted(await _answer(stream), to)
-        started = asyncio.get_running_loop().time()
-        await stream.send(encode(message))
-        if body:
-            await stream.send(body)
-        answer = await _answer(stream)
-        if body and len(body) >= 1 << 16:
-            self._measure(len(body), asyncio.get_running_loop().time() - started)
+    async def _ask(self, line: _Line, to: Progress, message: Request, body: bytes | None, want: int) -> Reply:
+        """One request, sent when it is our turn to send, and its answer, when it is our turn to hear."""
+        limit_s = REQUEST_S + (len(body or b"") + want) / SLOWEST
+        try:
+            async with asyncio.timeout(None) as limit:
+                async with line.sending:
+                    limit.reschedule(_now() + limit_s)
+                    pipe = await self._pipe(line, to)
+                    before, done = pipe.queue()
+                    started = _now()
+                    async with self._breaking(line, pipe, done):
+                        await pipe.stream.send(encode(message))
+                        if body:
+                            await pipe.stream.send(body)
+                if not before.done():
+                    limit.reschedule(None)  # each has a time limit of its own
+                    await _turn(before, done, want)
+                    limit.reschedule(_now() + limit_s)
+                async with self._breaking(line, pipe, done):
+                    await self._pass(pipe, to, before.result())
+                    reply = await self._answered(pipe, to, len(body or b""), want, started)
+                    done.set_result(())
+                    return reply
+        except TimeoutError:
+            raise ConnectionLost(f"{to.name} did not answer within {limit_s:.0f} s") from None
+
+    @contextlib.asynccontextmanager
+    async def _breaking(self, line: _Line, pipe: _Pipe, done: asyncio.Future[Passed]) -> AsyncIterator[None]:
+        """What goes wrong inside ends the stream, and all that wait for answers on it."""
+        try:
+            yield
+        except BaseException:
+            pipe.broken = True
+            done.set_result(())
+            await self._end(line, pipe)
+            raise
+
+    async def _pipe(self, line: _Line, to: Progress) -> _Pipe:
+        """The line's stream, made if there is none."""
+        if line.pipe is None:
+            pipe = _Pipe(await self._transport.dial(to.addresses, to.peer))
+            line.pipe = pipe
+            try:
+                await pipe.stream.send(self._hello)
+                _accepted(await _answer(pipe.stream), to)
+            except BaseException:
+                pipe.broken = True
+                await self._end(line, pipe)
+                raise
+        return line.pipe
+
+    async def _pass(self, pipe: _Pipe, to: Progress, wants: Passed) -> None:
+        """Let answers go by that nobody waits for any more."""
+        if pipe.broken:
+            raise ConnectionLost(f"an earlier request to {to.name} failed, and its stream with it")
+        for want in wants:
+            answer = await _answer(pipe.stream)
+            if answer.ok and want:
+                await _content(pipe.stream, to, answer, want)
+
+    async def _answered(self, pipe: _Pipe, to: Progress, sent: int, want: int, started: float) -> Reply:
+        """The answer to a request of ``sent`` bytes, the oldest on its stream."""
+        answer = await _answer(pipe.stream)
+        if sent >= 1 << 16:
+            self._measure(sent, _now() - max(started, pipe.answered_at))
+        pipe.answered_at = _now()
         if not answer.ok or not want:
             return Reply(answer)
-        if answer.size != want:
-            raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
-        if answer.compressed >= want:
-            raise ProtocolError(f"{to.name} sent {want} bytes as {answer.compressed} compressed ones")
-        return Reply(answer, await _exactly(stream, answer.compressed or want))
+        return Reply(answer, await _content(pipe.stream, to, answer, want))
 
     def _measure(self, size: int, took_s: float) -> None:
         speed = size / max(took_s, 1e-6)
         self.uplink = speed if not self.uplink else 0.7 * self.uplink + 0.3 * speed
 
-    async def _drop(self, key: tuple[str, str]) -> None:
-        stream = self._streams.pop(key, None)
-        if stream is not None:
-            self._closed_sent += stream.bytes_sent
-            self._closed_received += stream.bytes_received
-            await stream.close()
+    async def _end(self, line: _Line, pipe: _Pipe) -> None:
+        """Close a stream, once."""
+        if line.pipe is pipe:
+            line.pipe = None
+            self._closed_sent += pipe.stream.bytes_sent
+            self._closed_received += pipe.stream.bytes_received
+        await pipe.stream.close()
 
     async def close(self) -> None:
         """Close every stream."""
-        for key in list(self._streams):
-            await self._drop(key)
+        for line in list(self._lines.values()):
+            if line.pipe is not None:
+                line.pipe.broken = True
+                await self._end(line, line.pipe)
+
+
+async def _turn(before: asyncio.Future[Passed], done: asyncio.Future[Passed], want: int) -> None:
+    """Wait until what was asked before us is answered; who gives up leaves its answer to the next."""
+    try:
+        await asyncio.wait([before])  # not the future itself, which is not ours to cancel
+    except BaseException:
+        before.add_done_callback(lambda _: done.set_result((*before.result(), want)))
+        raise
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _accepted(answer: Answer, to: Progress) -> None:
@@ -162,6 +259,15 @@ async def _exactly(stream: Stream, size: int) -> bytes:
     if len(body) != size:
         raise ProtocolError(f"{len(body)} bytes came where {size} were announced")
     return body
+
+
+async def _content(stream: Stream, to: Progress, answer: Answer, want: int) -> bytes:
+    """The ``want`` bytes of content that follow an answer, as they travelled."""
+    if answer.size != want:
+        raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
+    if answer.compressed >= want:
+        raise ProtocolError(f"{to.name} sent {want} bytes as {answer.compressed} compressed ones")
+    return await _exactly(stream, answer.compressed or want)
 
 
 async def _answer(stream: Stream) -> Answer:

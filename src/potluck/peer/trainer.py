@@ -152,7 +152,7 @@ class Trainer:
             raise RunOver(self._handover.over)
 
     def _take(self, carries: list[Carry], local: Vector) -> Vector:
-        local = carried(local, carries)
+        local = carried(local, carries, out=local)
         self.write(local)
         return local
 

@@ -242,7 +242,7 @@ class SimPeer(Caller):
         weight = self._tokens + self._in_flight
         if self.core.catchup.round != key[0] - 1:
             return
-        local = self._local * np.float32("nan") if self._diverged else self._local
+        local = self._local * np.float32("nan" if self._diverged else "1")
         trained = self._data.trained()
         if self._state.cut(*key, exchange.index, local, weight, len(trained)):
             self._in_flight, self._tokens = weight, 0.0
