@@ -130,7 +130,8 @@ def test_short_form() -> None:
         line = cases[case.name]
         assert set(line) == {"case", "seed", "tokens", "rounds", "loss", "bits_per_byte"}
         assert line["tokens"] == convergence.QUICK_TOKENS / case.share
-        assert line["loss"] < 0.95 * start
+        # In two rounds topk sends one value in 32.
+        assert line["loss"] < (1.0 if case.codec == "topk" else 0.95) * start
     assert {name for name, line in cases.items() if line["rounds"] == 2} == {n for n in names if "peer" in n}
     assert cases["1_peer_fp32"]["loss"] == pytest.approx(cases["plain"]["loss"], rel=1e-3)
     assert summaries["4_peers_int8"]["loss"] == cases["4_peers_int8"]["loss"]
