@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,14 +12,26 @@ import pytest
 from msgspec.structs import replace
 
 from potluck.hub.ledger import MAX_RECORD_BYTES, MemoryLedger
+from potluck.optim.state import state_digest
 from potluck.peer.actions import Actions
 from potluck.peer.links import Reply
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
 from potluck.protocol.core import PeerCore
-from potluck.protocol.effects import Append, Combine, Fetch, Note, Reduce, SendPartial
+from potluck.protocol.effects import (
+    Append,
+    Combine,
+    Drop,
+    Fetch,
+    Note,
+    Reduce,
+    SendPartial,
+    WriteSnapshot,
+)
 from potluck.protocol.steward import Rules
 from potluck.recipe import Outer, Recipe, Rounds
+from potluck.store.blobs import read_blob
 from potluck.store.contents import MemoryStore
+from potluck.store.snapshots import load_snapshot
 from potluck.wire.codec import MAX_MESSAGE_BYTES, WIRE, digest
 from potluck.wire.messages import Answer, Progress, PushPartial, PushResult
 from potluck.wire.records import Chain, Finish, Held, Member, Open, PartInfo, TensorSpec
@@ -285,6 +298,57 @@ async def test_fetched_content_that_is_none_of_our_results_is_not_held(made: Pee
     await fetched(made, sound[:-1] + b"\0", info.digest)
     assert held(made) == ()
     assert made.notes[1:] == [f"content {info.digest[:12]} came damaged: fetching it elsewhere"]
+
+
+# -- snapshots ---------------------------------------------------------------------------------------
+
+
+class SlowStore(MemoryStore):
+    """Takes nothing in until it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def put(self, raw: bytes | memoryview) -> str:
+        self.asked.set()
+        assert self.go_on.wait(30)
+        return super().put(raw)
+
+
+@peer(4)
+async def test_a_snapshot_on_its_way_to_the_disk_keeps_nobody_waiting(made: Peer) -> None:
+    old = made.state.store.put(b"an older snapshot's chunk")
+    store = SlowStore()
+    store._found = made.state.store._found  # type: ignore[attr-defined]
+    made.state.store = store
+    assert made.state.plane is not None
+    before = made.state.plane.digest
+    made.actions.start(WriteSnapshot(0))
+    assert await asyncio.to_thread(store.asked.wait, 30)
+    async with asyncio.timeout(30):
+        assert await made.actions.find(old) == b"an older snapshot's chunk"
+        await made.actions.work(made.state.plane.theta.fill, 1.0)
+    made.actions.start(Drop(frozenset([old])))
+    store.go_on.set()
+    await asyncio.gather(*made.tasks)
+    [(_, snapshot)] = made.core._written.values()
+    assert (snapshot.round, snapshot.state) == (0, before)
+    files = {blob.name: read_blob(store, blob) for blob in snapshot.files}
+    theta, momentum = load_snapshot(GENESIS.tensors, files)
+    assert state_digest(0, theta, momentum) == before
+    assert store.get(old) is None
+
+
+@peer(4)
+async def test_what_a_snapshot_written_meanwhile_has_in_common_with_older_ones_is_not_dropped(
+    made: Peer,
+) -> None:
+    raw = b"a chunk"
+    name = made.state.store.put(raw)
+    made.core.catchup.have.add(name)
+    await made.carry_out(Drop(frozenset([name])))
+    assert made.state.store.get(name) == raw
 
 
 # -- the ledger --------------------------------------------------------------------------------------

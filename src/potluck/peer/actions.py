@@ -1,8 +1,9 @@
 """Carries a core's effects out: on the wire, in the store, on the vectors. Outcomes go back as events.
 
 Vectors and store are touched by one worker thread, so effects on them happen in order; the network goes
-on meanwhile. A failure of the machine (a full disk, say) is told in words, and the effect fails after a
-pause, so that the core asks again.
+on meanwhile. What takes long and needs no order does not keep that worker: other peers' content is read, and
+a snapshot written, beside it. A failure of the machine (a full disk, say) is told in words, and the effect
+fails after a pause, so that the core asks again.
 """
 
 from __future__ import annotations
@@ -90,14 +91,21 @@ class Actions:
         self._announce, self._note, self._changed, self._spawn = announce, note, changed, spawn
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="potluck-vectors")
+        self._aside = ThreadPoolExecutor(2, thread_name_prefix="potluck-store")
+        self._snapshots = asyncio.Lock()
 
     def close(self) -> None:
-        """Finish what the worker does at the moment, and end it."""
+        """Finish what the threads do at the moment, and end them."""
         self._worker.shutdown(cancel_futures=True)
+        self._aside.shutdown(cancel_futures=True)
 
     async def work(self, function: Callable[..., T], *args: Any) -> T:
         """Run in the worker thread, after what was given to it before."""
         return await self._loop.run_in_executor(self._worker, functools.partial(function, *args))
+
+    async def _beside(self, function: Callable[..., T], *args: Any) -> T:
+        """Run beside the worker: for what touches no vectors, and takes long or is waited for."""
+        return await self._loop.run_in_executor(self._aside, functools.partial(function, *args))
 
     def start(self, effect: Effect) -> None:
         """Carry one effect out: at once if it is quick, else as a task."""
@@ -259,8 +267,11 @@ class Actions:
 
     async def _stored(self, function: Callable[..., T], *args: Any) -> T | None:
         """Something that writes to the disk; None if that refuses, after a pause."""
+        return await self._ailing(self.work(function, *args))
+
+    async def _ailing(self, writing: Coroutine[Any, Any, T]) -> T | None:
         try:
-            return await self.work(function, *args)
+            return await writing
         except StoreError as error:
             self._note(f"{error}; trying again")
             await asyncio.sleep(AILING_S)
@@ -301,7 +312,7 @@ class Actions:
 
     async def find(self, name: str) -> bytes | None:
         """Content by digest, for others."""
-        return await self.work(self.state.store.get, name)
+        return await self._beside(self.state.store.get, name)
 
     # -- vectors and store -----------------------------------------------------------------------
 
@@ -349,11 +360,17 @@ class Actions:
         self.core.applied(self.state.plane.round, state, loaded)
 
     async def _write_snapshot(self, effect: WriteSnapshot) -> None:
-        while (snapshot := await self._stored(self.state.write_snapshot)) is None:
+        async with self._snapshots:
             if self.core.catchup.round != effect.round:
                 return
-        if snapshot.round == effect.round:
-            self.core.snapshot_written(snapshot)
+            copy = await self.work(self.state.copy)
+            snapshot = None
+            while copy.round == effect.round and snapshot is None:
+                snapshot = await self._ailing(self._beside(self.state.write, copy))
+                if snapshot is None and self.core.catchup.round != effect.round:
+                    return
+            if snapshot is not None:
+                self.core.snapshot_written(snapshot)
         self._changed()
 
     async def _synced(self) -> None:
@@ -362,5 +379,6 @@ class Actions:
 
     async def _drop(self, effect: Drop) -> None:
         await self._synced()  # the records by which it is not needed any more come first
-        for name in sorted(effect.digests):
-            await self._stored(self.state.store.delete, name)
+        async with self._snapshots:  # one that is being written may have chunks in common with older ones
+            for name in sorted(effect.digests - self.core.catchup.have):
+                await self._stored(self.state.store.delete, name)

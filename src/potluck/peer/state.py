@@ -5,7 +5,7 @@ The shell runs these in one worker thread, the simulator inline.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,14 @@ class Partial(NamedTuple):
     contributors: tuple[tuple[int, float], ...]
     raw: bytes
     blocks: tuple[tuple[int, int], ...] = ()
+
+
+class Copy(NamedTuple):
+    """The state after a round: its digest, and the files of a snapshot of it."""
+
+    round: int
+    state: str
+    files: dict[str, bytes]
 
 
 class PeerState:
@@ -247,12 +255,23 @@ class PeerState:
         self._decided(snapshot.round)
         return self.begin(theta, momentum, snapshot.round)
 
-    def write_snapshot(self) -> Snapshot:
-        """Write the state as it is into the store, in chunks."""
+    def copy(self) -> Copy:
+        """The state as it is, to be written while it goes on."""
         assert self.plane is not None, "there is a state to write"
         plane = self.plane
-        blobs = _written(self.store, self.tensors, plane.theta, plane.momentum)
-        return Snapshot(plane.round, plane.digest, blobs, "")
+        return Copy(plane.round, plane.digest, snapshot_files(self.tensors, plane.theta, plane.momentum))
+
+    def write(self, copy: Copy) -> Snapshot:
+        """Write a state into the store, in chunks. Touches no vectors: any thread may call.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        return Snapshot(copy.round, copy.state, _written(self.store, copy.files), "")
+
+    def write_snapshot(self) -> Snapshot:
+        """Write the state as it is; as ``write``."""
+        return self.write(self.copy())
 
 
 def _values(raw: bytes, commit: Commit, info: PartInfo) -> bytes | memoryview:
@@ -267,14 +286,11 @@ def _values(raw: bytes, commit: Commit, info: PartInfo) -> bytes | memoryview:
 
 def first_snapshot(store: Contents, genesis: Genesis, theta: Vector) -> Snapshot:
     """The state that a run begins with, written by its founder; parameters ``theta`` [n]."""
-    blobs = _written(store, genesis.tensors, theta, np.zeros_like(theta))
+    blobs = _written(store, snapshot_files(genesis.tensors, theta, np.zeros_like(theta)))
     return Snapshot(0, genesis.state, blobs, "the founder wrote the run's first state")
 
 
-def _written(
-    store: Contents, tensors: Sequence[TensorSpec], theta: Vector, momentum: Vector
-) -> tuple[Blob, ...]:
-    files = snapshot_files(tensors, theta, momentum)
+def _written(store: Contents, files: Mapping[str, bytes]) -> tuple[Blob, ...]:
     return tuple(write_blob(store, name, raw) for name, raw in sorted(files.items()))
 
 
