@@ -28,7 +28,7 @@ from typing import Any
 from bench.stage import HUB, WATCHER, Actor, Late, Stage, bar, ends_on_sigterm
 from bench.wan import Link, Wan
 
-from potluck.recipe import Recipe, Rounds
+from potluck.recipe import Outer, Recipe, Rounds
 
 MBIT = 100.0
 LINK = Link(MBIT, MBIT, 0.010)
@@ -42,14 +42,15 @@ SETTLED = 2
 
 # Half a million parameters in rounds of about 3 s: most of a trial is waiting, not arithmetic.
 SMALL = {"width": 256, "inner": 1024, "batch": 16, "pace_s": 0.2}
-# Two vectors (parameters and outer momentum) of 12.5 million fp32 numbers. A step every 1.5 s is what two
-# cores carry with five peers: with more the trial would measure the cores.
-LARGE = {"width": 2500, "inner": 2500, "batch": 4, "pace_s": 1.5}
+# Two vectors (parameters and outer momentum) of 12.5 million fp32 numbers. Steps that cost little, for two
+# cores have to carry five peers: with more the trial would measure the cores.
+LARGE = {"width": 2500, "inner": 2500, "batch": 4, "pace_s": 0.3, "optimizer": "SGD"}
 
 
-def recipe(options: dict[str, Any], round_s: float) -> Recipe:
+def recipe(options: dict[str, Any], round_s: float, codec: str = "int8") -> Recipe:
     tokens = int(PEERS * options["batch"] / options["pace_s"] * round_s)
-    return Recipe(name="faults", rounds=Rounds(tokens=tokens, grace_s=3.0, snapshot_every=4, parts=16))
+    rounds = Rounds(tokens=tokens, grace_s=3.0, snapshot_every=4, parts=16, codec=codec)
+    return Recipe(name="faults", rounds=rounds, outer=Outer(kind="nesterov", lr=0.7, momentum=0.9))
 
 
 def state_bytes(options: dict[str, Any]) -> int:
@@ -151,9 +152,9 @@ def potluck_faults(directory: Path, trials: int) -> dict[str, list[float]]:
     return found
 
 
-def potluck_joins(directory: Path, trials: int) -> list[dict[str, float]]:
+def potluck_joins(directory: Path, trials: int, codec: str, round_s: float) -> list[dict[str, float]]:
     links = dict.fromkeys((HUB, WATCHER, *HOSTS), LINK)
-    with Wan(links) as wan, Stage(wan, directory, recipe(LARGE, 4.0), LARGE) as stage:
+    with Wan(links) as wan, Stage(wan, directory, recipe(LARGE, round_s, codec), LARGE) as stage:
         play = Trials(stage)
         play.start()
         return [play.join() for _ in range(trials)]
@@ -168,6 +169,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bar", action="store_true", help="bars are printed anyway: they are all there is")
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--only", action="append", choices=["kill", "join"])
+    parser.add_argument("--codec", default="topk", help="of the rounds that a joiner finds")
+    parser.add_argument("--round-s", type=float, default=2.0, help="training in a round that a joiner finds")
     parser.add_argument("--keep", type=Path, help="keep logs and disks here")
     parser.add_argument("--torchft", help="Python of an environment with torchft: measured as well")
     parser.add_argument("--hivemind", help="the same, with hivemind")
@@ -192,7 +195,7 @@ def run(args: argparse.Namespace, directory: Path) -> None:
         bar("kill_to_commit_s", statistics.median(found["kill"]), "s")
         bar("hub_kill_to_commit_s", statistics.median(found["hub"]), "s")
     if "join" in wanted:
-        joins = potluck_joins(directory / "join", max(1, args.trials // 2))
+        joins = potluck_joins(directory / "join", max(1, args.trials // 2), args.codec, args.round_s)
         bound_s = state_bytes(LARGE) * 8 / (MBIT * 1e6)
         tell("potluck", joins=joins, bound_s=bound_s)
         bar("join_over_bound", statistics.median(j["committed_s"] for j in joins) / bound_s, "ratio")

@@ -25,7 +25,7 @@ import potluck
 @dataclass(frozen=True)
 class Options:
     """``invite`` is the hub's. Two layers of ``width`` × ``inner``, or ``values`` in one vector. ``pace_s``
-    is the time of a step.
+    is the time of a step. ``optimizer`` is the name of one of PyTorch's.
     """
 
     invite: str
@@ -38,6 +38,7 @@ class Options:
     batch: int = 16
     pace_s: float = 0.15
     values: int = 0
+    optimizer: str = "AdamW"
 
 
 def say(**fields: object) -> None:
@@ -97,7 +98,7 @@ def _batches(run: potluck.Run, options: Options) -> Iterator[torch.Tensor]:
 
 
 def _loop(run: potluck.Run, trained: torch.nn.Module, options: Options) -> None:
-    optimizer = run.optimizer(torch.optim.AdamW(trained.parameters(), lr=1e-4))
+    optimizer = run.optimizer(getattr(torch.optim, options.optimizer)(trained.parameters(), lr=1e-4))
     pace, due = threading.Event(), time.monotonic()
     tokens, told_round, told_at = 0, -1, 0.0
     for x in _batches(run, options):

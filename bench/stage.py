@@ -71,9 +71,7 @@ class Stage:
         options: of ``bench.peer.Options``, for all peers.
     """
 
-    def __init__(
-        self, wan: Wan | Loopback, directory: Path, recipe: Recipe, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, wan: Wan | Loopback, directory: Path, recipe: Recipe, options: dict[str, Any]) -> None:
         self.wan, self.directory, self.recipe, self.options = wan, directory, recipe, options
         self.actors: list[Actor] = []
         self.orphans = 0

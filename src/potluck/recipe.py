@@ -218,7 +218,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": ("custom", "causal-lm"),
     "outer.kind": ("average", "nesterov"),
-    "rounds.codec": ("fp32", "int8"),
+    "rounds.codec": ("fp32", "bf16", "int8", "int4", "topk"),
 }
 
 # Keys by which a config makes transformers fetch and run code, or load what is no plain tensor.

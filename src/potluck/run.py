@@ -100,6 +100,7 @@ class Run:
         trainer = Trainer(model, self._node.actions.handover)
         trainer.check(self._node.genesis.tensors)
         self._trainer = trainer
+        _warm_up()
         self._call(self._node.ready(), None)
         self._take_state()
         self._call(self._node.train(), ANSWER_S)
@@ -471,6 +472,15 @@ def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Foun
         model, blocks = work.model(base=base), work.blocks
     trainer = Trainer(model, Handover(lambda *_: None))
     return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)
+
+
+def _warm_up() -> None:
+    """The first optimizer of a process takes PyTorch a second, for what it imports: better while the state is
+    on its way than after.
+    """
+    import torch
+
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
 
 
 async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potluck.codecs import codec
+from potluck.codecs.base import exactly
 from potluck.optim.outer import OuterOptimizer
 from potluck.peer.dataplane import ABSURD, DataPlane, Given, Mean, Vector, part_bounds
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
@@ -140,7 +141,7 @@ def test_what_a_group_gave_is_combined_and_kept_by_its_first_member() -> None:
     found = combined(state, 2, 5, 8)
     assert found.contributors == ((2, 102.0), (5, 105.0), (8, 108.0))
     assert found.blocks == ((2, 3), (8, 3))
-    assert len(found.raw) == state.partial_size(0)
+    assert exactly(len(found.raw)) == state.partial_sizes(0)
     assert state.partial(1, 0, 0, 5) is state.partial(1, 1, 0, 2) is state.partial(1, 0, 1, 2) is None
 
 
@@ -223,8 +224,9 @@ def test_the_size_of_a_mean_is_exact() -> None:
     state = founded()
     for part in range(PARTS):
         given_to(state, 0, part=part)
-        assert state.partial_size(part) == len(combined(state, 0, part=part).raw) == 4 * SIZES[part]
-    assert state.partial_size(PARTS) is None
+        assert len(combined(state, 0, part=part).raw) == 4 * SIZES[part]
+        assert state.partial_sizes(part) == exactly(4 * SIZES[part])
+    assert state.partial_sizes(PARTS) is None
 
 
 def test_a_group_of_which_two_claim_all_tokens_there_can_be_is_reduced() -> None:

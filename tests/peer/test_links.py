@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from potluck.codecs.base import exactly
 from potluck.errors import (
     ConnectionLost,
+    CorruptData,
     PotluckError,
     ProtocolError,
     Refused,
@@ -23,7 +25,16 @@ from potluck.errors import (
 )
 from potluck.net.memory import MemoryNetwork
 from potluck.net.transport import DIAL_S, SILENCE_S, Handler, Stream, Transport
-from potluck.peer.links import HEADER_BYTES, IDLE_S, REQUEST_S, SLOWEST, Desk, Links, Reply
+from potluck.peer.links import (
+    HEADER_BYTES,
+    IDLE_S,
+    LEAST_COMPRESSED,
+    REQUEST_S,
+    SLOWEST,
+    Desk,
+    Links,
+    Reply,
+)
 from potluck.testing.clock import run_virtual
 from potluck.wire.codec import WIRE, decode, digest, encode
 from potluck.wire.messages import (
@@ -103,8 +114,8 @@ class Bob:
         self.left = asyncio.Event()
         self.desk = Desk(
             run_name,
-            contribution_size=lambda part: SIZES.get(part),
-            partial_size=lambda part: FULL_SIZES.get(part),
+            contribution_sizes=lambda part: exactly(SIZES[part]) if part in SIZES else None,
+            partial_sizes=lambda part: exactly(FULL_SIZES[part]) if part in FULL_SIZES else None,
             take_contribution=self.take_contribution,
             take_partial=self.take_partial,
             take_result=self.take_result,
@@ -272,6 +283,18 @@ async def test_content_is_fetched_by_its_digest(made: World, part: int) -> None:
     assert await made.fetch(part) == Reply(Answer(True, size=SIZES[part]), body(part))
 
 
+@pytest.mark.parametrize("part", SIZES)
+@virtual
+async def test_content_may_travel_compressed(made: World, part: int) -> None:
+    reply = await made.links.request(
+        made.to, Fetch(digest(body(part)), compressed=True), None, want=SIZES[part]
+    )
+    assert reply.body == body(part)
+    assert bool(reply.answer.compressed) == (SIZES[part] >= LEAST_COMPRESSED)
+    if reply.answer.compressed:
+        assert made.links.bytes_received < SIZES[part] / 10
+
+
 @virtual
 async def test_content_that_is_not_there_is_no_failure(made: World) -> None:
     reply = await made.links.request(made.to, Fetch(ABSENT), None, 100)
@@ -407,6 +430,8 @@ async def _closed_after(made: World, *messages: bytes) -> None:
 
 # -- sizes -------------------------------------------------------------------------------------------
 
+WITH_TALLY = f"100 to {99 + MAX_TALLY_BYTES}"
+
 
 @pytest.mark.parametrize(
     ("push", "said"),
@@ -425,10 +450,10 @@ async def _closed_after(made: World, *messages: bytes) -> None:
         (partial(0, 0, 4, size=0), "part 0 has 0 bytes, 400 are due"),
         (partial(0, size=400), "part 0 has 400 bytes, 0 are due"),
         (partial(9, 0, 4, size=400), "before this peer had a state"),
-        (result(0, ABSENT, 99), "part 0 has 99 bytes, 100 are due"),
-        (result(0, ABSENT, 0), "part 0 has 0 bytes, 100 are due"),
-        (result(0, ABSENT, 100 + MAX_TALLY_BYTES), "100 are due"),
-        (result(0, ABSENT, 1 << 40), "100 are due"),
+        (result(0, ABSENT, 99), f"part 0 has 99 bytes, {WITH_TALLY} are due"),
+        (result(0, ABSENT, 0), f"part 0 has 0 bytes, {WITH_TALLY} are due"),
+        (result(0, ABSENT, 100 + MAX_TALLY_BYTES), f"{WITH_TALLY} are due"),
+        (result(0, ABSENT, 1 << 40), f"{WITH_TALLY} are due"),
         (result(9, ABSENT, 100), "before this peer had a state"),
     ],
 )
@@ -454,6 +479,22 @@ async def test_who_is_in_a_result_takes_some_bytes_besides(made: World) -> None:
     push = result(0, digest(raw), len(raw))
     assert (await made.links.request(made.to, push, raw)).answer.ok
     assert made.bob.results == [(push, raw)]
+
+
+@pytest.mark.parametrize("size", [99, 100, 130, 131])
+@virtual
+async def test_a_part_may_have_any_of_several_sizes(made: World, size: int) -> None:
+    """Where they depend on the values, what is taken is bounded all the same."""
+    made.bob.desk._sizes = lambda part: range(100, 131)
+    push, raw = contribution(0, size=size), bytes(size)
+    if size in range(100, 131):
+        assert (await made.links.request(made.to, push, raw)).answer.ok
+        assert made.bob.contributions == [(push, Member(ANN, "a1"), raw)]
+        return
+    with pytest.raises(ConnectionLost):
+        await made.links.request(made.to, push, raw)
+    assert f"part 0 has {size} bytes, 100 to 130 are due" in str(made.bob.errors[0])
+    assert made.bob.contributions == []
 
 
 async def _pushed(made: World, size: int) -> None:
@@ -495,6 +536,9 @@ def _sends(answer: Answer, *messages: bytes) -> Callable[[Stream], Awaitable[Non
         (Answer(True, size=1 << 40), b"x", "where 100 were due"),
         (Answer(True, size=100), b"x" * 101, "101 bytes is announced where 100 are allowed"),
         (Answer(True, size=100), b"x" * 99, "99 bytes"),
+        (Answer(True, size=100, compressed=100), b"x" * 100, "100 bytes as 100 compressed ones"),
+        (Answer(True, size=100, compressed=1 << 40), b"x", "100 bytes as 1099511627776 compressed ones"),
+        (Answer(True, size=100, compressed=20), b"x" * 21, "21 bytes is announced where 20 are allowed"),
     ],
     ids=label,
 )
@@ -504,6 +548,15 @@ def test_content_of_another_size_is_refused(answer: Answer, sent: bytes, said: s
             with pytest.raises(ProtocolError, match=said):
                 await made.fetch(0)
             assert made.links._streams == {}
+
+    run(main())
+
+
+def test_content_that_is_not_what_it_was_compressed_from_is_refused() -> None:
+    async def main() -> None:
+        async with facing(_sends(Answer(True, size=100, compressed=20), b"x" * 20)) as made:
+            with pytest.raises(CorruptData, match="compressed content"):
+                await made.fetch(0)
 
     run(main())
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from potluck.codecs.base import exactly
 from potluck.errors import CorruptData, StoreError
 from potluck.optim.state import state_digest
 from potluck.peer.state import Contribution, Missing, PeerState, genesis_of
@@ -103,8 +104,8 @@ def test_sizes_are_exact(pair: tuple[PeerState, PeerState]) -> None:
         found = state.contribution(1, 0, part)
         assert found is not None
         sizes.append(len(found[1]))
-        assert state.contribution_size(part) == len(found[1])
-    assert state.contribution_size(PARTS) is None
+        assert state.contribution_sizes(part) == exactly(len(found[1]))
+    assert state.contribution_sizes(PARTS) is None
     assert state.round_bytes == sum(sizes)
 
 

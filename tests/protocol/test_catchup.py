@@ -19,15 +19,15 @@ from .support import blob, committed, genesis, heard, opened, peer_id, result, s
 ME = peer_id(1)
 
 
-def ledger(rounds: int, *snapshots: int, parts: int = 2) -> RunView:
-    """A run of so many rounds, with snapshots recorded after some of them."""
+def ledger(rounds: int, *snapshots: int, parts: int = 2, size: int = 2) -> RunView:
+    """A run of so many rounds, with snapshots of ``size`` chunks recorded after some of them."""
     bodies: list[Body] = [genesis(parts)]
     for round_ in range(rounds + 1):
         if round_:
             named = tuple(result(p, label=str(round_)) for p in range(parts))
             bodies += [opened(round_, reducers=(0,) * parts), committed(round_, *named)]
         if round_ in snapshots:
-            bodies.append(snapshot(round_))
+            bodies.append(snapshot(round_, blob(f"model{round_}", size)))
     return view_of(*bodies)
 
 
@@ -98,6 +98,18 @@ def test_the_newest_snapshot_that_somebody_holds_is_chosen() -> None:
     assert fetches(older.poll(view, heard(holder(2, 5, 2)), 0.0)) == [
         (digest, peer_id(2)) for digest in names(view, 2)
     ]
+
+
+@pytest.mark.parametrize(("missing", "chosen"), [(7, 2), (11, 2), (12, 4), (20, 4)])
+def test_a_snapshot_that_is_half_here_is_kept_to_while_a_newer_one_is_further_away(
+    missing: int, chosen: int
+) -> None:
+    # Chunks have 4 bytes, the last one 3; two rounds lie between, each of two parts of 8 bytes.
+    view = ledger(5, 2, 4, size=20)
+    catchup = Catchup(ME, set(names(view, 2)[: 20 - missing]))
+    asked = {digest for digest, _ in fetches(catchup.poll(view, heard(holder(2, 5, 2, 4)), 0.0))}
+    assert asked
+    assert asked <= set(names(view, chosen))
 
 
 def test_a_snapshot_in_our_own_store_needs_nobody() -> None:

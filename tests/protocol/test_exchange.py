@@ -56,6 +56,16 @@ def test_who_is_no_member_neither_cuts_nor_sends_nor_fetches() -> None:
     assert ex.poll(present(1, 2, 3, held=(result(0),)), 10.0) == []
 
 
+def test_who_is_no_member_but_follows_fetches_results_at_once_to_be_in_the_next_round() -> None:
+    ex = exchange(me=9)
+    wanted = result(0)
+    [fetch] = ex.poll(present(1, 2, 3, held=(wanted,)), 0.5, follows=True)
+    assert isinstance(fetch, Fetch)
+    assert (fetch.digest, fetch.size) == (wanted.digest, wanted.size)
+    ex.fetched(wanted.digest, wanted, 1.0)
+    assert ex.poll(present(1, 2, 3, held=(wanted,)), 1.5, follows=True) == []
+
+
 def test_a_contribution_is_sent_again_until_it_is_answered() -> None:
     ex, swarm = exchange(me=1), present(1, 2, 3)
     send = SendContribution(1, 0, 1, peer_id(2))

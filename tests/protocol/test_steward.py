@@ -486,6 +486,27 @@ def test_the_newest_agreed_snapshot_of_a_committed_round_is_recorded() -> None:
     assert agree_on_snapshot(recorded, swarm, mine, 1.0).body is None
 
 
+@pytest.mark.parametrize(("fetching", "commits", "recorded"), [(0, 4, False), (1, 4, True), (0, 5, True)])
+def test_a_snapshot_that_a_joiner_fetches_is_not_replaced_for_some_rounds(
+    fetching: int, commits: int, recorded: bool
+) -> None:
+    # A snapshot has 7 bytes, a round one of 3: with the fifth there are more than of two snapshots.
+    parts = (replace(result(0), size=1), replace(result(1), size=2))
+    bodies: list[Body] = [genesis(), snapshot(0)]
+    for round_ in range(1, commits + 1):
+        bodies += [opened(round_), committed(round_, *parts)]
+    bodies.append(snapshot(1))
+    mine = own(commits)
+    holders = [says(n, round=commits, snapshots={commits: mine[commits][0]}) for n in (1, 2)]
+    joiner = says(3, phase="joining", round=-1, fetching=fetching, name="carol")
+    decision = agree_on_snapshot(view_of(*bodies), heard(*holders, joiner), mine, 1.0)
+    assert (decision.body is not None) == recorded
+    if not recorded:
+        told = "no newer snapshot is recorded: carol is fetching the one that it would replace"
+        assert decision.reason == told
+        assert agree_on_snapshot(view_of(*bodies), heard(*holders), mine, 1.0).body is not None
+
+
 def _entry(view: RunView, decision: Decision) -> Entry:
     assert decision.body is not None
     return Entry(view.sequence + 1, "0" * 64, Record("0" * 64, "0" * 64, decision.body))

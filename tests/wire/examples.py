@@ -58,7 +58,7 @@ REQUESTS: list[Any] = [
     PushContribution(3, 1, 2, 60.5, 800, 12),
     PushPartial(3, 1, 2, ((0, 60.5), (4, 40.0)), ((0, 12),), (8, 12), 800),
     PushResult(3, 1, INFO.held),
-    Fetch(C),
+    Fetch(C, compressed=True),
 ]
 
 PROGRESS = Progress(
@@ -89,12 +89,13 @@ PROGRESS = Progress(
     held=(INFO.held, Held(2, A, 900)),
     snapshots={3: C},
     parts_from=1,
+    fetching=4,
     bytes_sent=5,
     bytes_received=6,
     activity="training",
 )
 
-ANSWER = Answer(False, "late", True, 9, version=True, known=(0, 4))
+ANSWER = Answer(False, "late", True, 9, 5, version=True, known=(0, 4))
 
 MESSAGES: list[tuple[Any, Any]] = [
     *((Record(C, A, body), Record) for body in BODIES),

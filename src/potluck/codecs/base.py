@@ -21,9 +21,12 @@ class Codec(ABC):
     name: str
     """As recipes spell it."""
 
+    decay: float = 1.0
+    """What error feedback keeps of an older residual in each sending: β in e ← β e + Δ."""
+
     @abstractmethod
-    def size(self, n: int) -> int:
-        """Exact number of bytes that n values take."""
+    def sizes(self, n: int) -> range:
+        """The numbers of bytes that n values may take: a single one, unless it depends on the values."""
 
     @abstractmethod
     def encode(self, values: NDArray[np.float32]) -> bytes:
@@ -38,13 +41,22 @@ class Codec(ABC):
         """The n values in ``raw``, finite and in memory of their own.
 
         Raises:
-            CorruptData: not ``size(n)`` bytes, or bytes that no encoder writes.
+            CorruptData: a size that is not in ``sizes(n)``, or bytes that no encoder writes.
         """
 
 
+def exactly(size: int) -> range:
+    """The sizes of a codec that takes so many bytes whatever the values are."""
+    return range(size, size + 1)
+
+
+def said(sizes: range) -> str:
+    """The sizes that there may be, in words."""
+    return f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+
+
 def check_size(codec: Codec, raw: bytes | memoryview, n: int) -> None:
-    """Raises CorruptData unless ``raw`` has exactly the bytes that n values take."""
-    if memoryview(raw).nbytes != codec.size(n):
-        raise CorruptData(
-            f"{n} values in {codec.name} take {codec.size(n)} bytes, and {memoryview(raw).nbytes} came"
-        )
+    """Raises CorruptData unless ``raw`` has as many bytes as n values may take."""
+    sizes, came = codec.sizes(n), memoryview(raw).nbytes
+    if came not in sizes:
+        raise CorruptData(f"{n} values in {codec.name} take {said(sizes)} bytes, and {came} came")

@@ -9,16 +9,28 @@ from numpy.typing import NDArray
 class ErrorFeedback:
     """The residual e [n] of one sender, in two steps, since only the commit tells whether a sending counted.
 
-    total = e + x is encoded and sent; if the commit includes it, e ← total − decoded. If not, e stays
-    as it was.
+    total = β e + x is encoded and sent; if the commit includes it, e ← total − decoded. If not, e stays
+    as it was. β, the codec's ``decay``, is 1 where little is lost. Where most values wait for many rounds, a
+    smaller one forgets what is so old that the model has moved on (arXiv 2508.15706).
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, decay: float = 1.0) -> None:
         self.residual = np.zeros(n, np.float32)
+        self._decay = np.float32(decay)
 
-    def add(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What to encode: residual + ``values`` [n]. Changes nothing here."""
-        return np.add(self.residual, values)
+    def add(
+        self,
+        values: NDArray[np.float32],
+        within: slice = slice(None),
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """What to encode: β · residual + ``values``, all [n], or that range of them; into ``out``, which may
+        be ``values``. Changes nothing else here.
+        """
+        residual = self.residual[within]
+        if self._decay != 1:
+            residual = np.multiply(residual, self._decay)
+        return np.add(residual, values, out=out)
 
     def settle(self, total: NDArray[np.float32], sent: NDArray[np.float32]) -> None:
         """The sending counted: ``total`` as ``add`` gave it, ``sent`` as it decodes; both [n]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from potluck.codecs.base import DIVERGED, Codec, check_size
+from potluck.codecs.base import DIVERGED, Codec, check_size, exactly
 from potluck.errors import CorruptData
 
 
@@ -14,8 +14,8 @@ class Fp32(Codec):
 
     name = "fp32"
 
-    def size(self, n: int) -> int:
-        return 4 * n
+    def sizes(self, n: int) -> range:
+        return exactly(4 * n)
 
     def encode(self, values: NDArray[np.float32]) -> bytes:
         if not np.isfinite(values).all():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from potluck.codecs.base import DIVERGED, Codec, check_size
+from potluck.codecs.base import DIVERGED, Codec, check_size, exactly
 from potluck.errors import CorruptData
 
 BLOCK = 1024
@@ -34,12 +34,12 @@ class Int8(Codec):
 
     name = "int8"
 
-    def size(self, n: int) -> int:
-        return 4 * _blocks(n) + n
+    def sizes(self, n: int) -> range:
+        return exactly(4 * _blocks(n) + n)
 
     def encode(self, values: NDArray[np.float32]) -> bytes:
         n = values.size
-        raw = np.empty(self.size(n), np.uint8)
+        raw = np.empty(self.sizes(n)[0], np.uint8)
         scales = raw[: 4 * _blocks(n)].view("<f4")
         levels = raw[4 * _blocks(n) :].view(np.int8)
         scratch = np.empty((ROWS, BLOCK), np.float32)

@@ -237,7 +237,9 @@ class Actions:
         self._changed()
 
     async def _fetch(self, effect: Fetch) -> None:
-        reply = await self._ask(effect.source, FetchRequest(effect.digest), None, effect.size)
+        reply = await self._ask(
+            effect.source, FetchRequest(effect.digest, compressed=True), None, effect.size
+        )
         ok = reply.answer.ok and await self.keep(effect.digest, reply.body)
         tally = None
         if ok and self.core.fetches_result(effect.digest):

@@ -93,10 +93,11 @@ class DataPlane:
         self.theta = theta
         self.momentum = momentum
         self.round = round_
+        self._digest: str | None = None
         self.codec = codec
         self._outer = outer
         self._bounds = part_bounds(theta.size, parts)
-        self._up = ErrorFeedback(theta.size)
+        self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
         self._cut: _Cut | None = None
         self._total = np.empty_like(theta)  # kept: fresh memory costs more than all that is done with it
@@ -106,10 +107,12 @@ class DataPlane:
     @property
     def digest(self) -> str:
         """The state digest that peers compare."""
-        return state_digest(self.round, self.theta, self.momentum)
+        if self._digest is None:
+            self._digest = state_digest(self.round, self.theta, self.momentum)
+        return self._digest
 
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
-        """Take the model's parameters ``local`` [n], which are ours from now on, as this round's contribution.
+        """Take the model's parameters ``local`` [n], ours from now on, as this round's contribution.
 
         Returns False, with nothing kept, when it holds NaN or infinity, or is absurd.
         """
@@ -117,7 +120,7 @@ class DataPlane:
         for bounds in self._bounds:
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
-                np.add(self._up.residual[bounds], total[bounds], out=total[bounds])
+                self._up.add(total[bounds], bounds, out=total[bounds])
             if not _sound(total[bounds]):
                 return False
         self._cut = _Cut((round_, attempt), local, total, {})
@@ -150,7 +153,7 @@ class DataPlane:
         values, kept, refused = self._sorted_out(part, given)
         if not kept:
             return Mean(b"", (), refused)
-        feedback = self._down.setdefault(part, ErrorFeedback(self._size(part)))
+        feedback = self._down.setdefault(part, self._feedback(self._size(part)))
         total = feedback.add(weighted_mean(values, [one.weight for one in kept]))
         raw = self.codec.encode(total)
         self._reduced[part] = total
@@ -197,7 +200,7 @@ class DataPlane:
             decoded = self._decoded_result(raws[info.part], info.part)
             self._settle_down(info, decoded, index, bounds)
             self._outer.step(self.theta[bounds], self.momentum[bounds], decoded)
-        self.round = commit.round
+        self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
         self._reduced.clear()
@@ -217,13 +220,13 @@ class DataPlane:
     def abandon(self) -> Vector:
         """Drop the contribution in flight, and the residual of earlier ones; returns Θ [n], a copy."""
         self._cut = None
-        self._up = ErrorFeedback(self.theta.size)
+        self._up = self._feedback(self.theta.size)
         return self.theta.copy()
 
     def load(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take another state over; local progress and residuals belong to the old one and are dropped."""
-        self.theta, self.momentum, self.round = theta, momentum, round_
-        self._up = ErrorFeedback(theta.size)
+        self.theta, self.momentum, self.round, self._digest = theta, momentum, round_, None
+        self._up = self._feedback(theta.size)
         self._down.clear()
         self._results.clear()
         self._reduced.clear()
@@ -242,6 +245,9 @@ class DataPlane:
         value = self._decoded(raw, self._size(part), self.codec)
         return value if value is not None else np.zeros(self._size(part), np.float32)
 
+    def _feedback(self, n: int) -> ErrorFeedback:
+        return ErrorFeedback(n, self.codec.decay)
+
     def _size(self, part: int) -> int:
         bounds = self._bounds[part]
         return int(bounds.stop - bounds.start)
@@ -252,7 +258,11 @@ def _all(given: Sequence[Given]) -> tuple[tuple[int, float], ...]:
 
 
 def _sound(values: Vector) -> bool:
-    return float(np.abs(values).max(initial=0)) < ABSURD  # never so for NaN
+    low, high = (
+        values.min(initial=0),
+        values.max(initial=0),
+    )  # NaN, if there is one, and no number is below it
+    return bool(low > -ABSURD) and bool(high < ABSURD)
 
 
 def part_bounds(n: int, parts: int) -> list[slice]:

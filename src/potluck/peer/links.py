@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
+from potluck.codecs.base import said
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, VersionMismatch
 from potluck.net.transport import Stream, Transport
 from potluck.wire.codec import WIRE, decode, encode
+from potluck.wire.compress import compress, decompress
 from potluck.wire.messages import (
     Answer,
     Fetch,
@@ -34,6 +36,9 @@ IDLE_S = 120.0
 
 AHEAD = 4
 """So many requests of one kind may be under way to one peer."""
+
+LEAST_COMPRESSED = 1 << 16
+"""Content of fewer bytes travels as it is."""
 
 SLOWEST = 20_000.0
 """A link slower than so many bytes/s is given up."""
@@ -122,10 +127,13 @@ class Links:
         line.requests += 1
         try:
             async with line.ahead:
-                return await self._ask(line, to, message, body, want)
+                reply = await self._ask(line, to, message, body, want)
         finally:
             line.requests -= 1
             line.used = _now()
+        if reply.answer.ok and reply.answer.compressed:
+            return Reply(reply.answer, await asyncio.to_thread(decompress, reply.body, want))
+        return reply
 
     async def _close_idle(self) -> None:
         now = _now()
@@ -192,9 +200,7 @@ class Links:
         if pipe.broken:
             raise ConnectionLost(f"an earlier request to {to.name} failed, and its stream with it")
         for want in wants:
-            answer = await _answer(pipe.stream)
-            if answer.ok and want:
-                await _exactly(pipe.stream, want)
+            await self._content(await _answer(pipe.stream), pipe, to, want)
 
     async def _answered(self, pipe: _Pipe, to: Progress, sent: int, want: int, started: float) -> Reply:
         """The answer to a request of ``sent`` bytes, the oldest on its stream."""
@@ -202,11 +208,17 @@ class Links:
         if sent >= 1 << 16:
             self._measure(sent, _now() - max(started, pipe.answered_at))
         pipe.answered_at = _now()
+        return await self._content(answer, pipe, to, want)
+
+    async def _content(self, answer: Answer, pipe: _Pipe, to: Progress, want: int) -> Reply:
+        """An answer, and what follows it."""
         if not answer.ok or not want:
             return Reply(answer)
         if answer.size != want:
             raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
-        return Reply(answer, await _exactly(pipe.stream, want))
+        if answer.compressed >= want:
+            raise ProtocolError(f"{to.name} sent {want} bytes as {answer.compressed} compressed ones")
+        return Reply(answer, await _exactly(pipe.stream, answer.compressed or want))
 
     def _measure(self, size: int, took_s: float) -> None:
         speed = size / max(took_s, 1e-6)
@@ -265,30 +277,32 @@ class Desk:
 
     Args:
         run: streams of another run are refused.
-        contribution_size: bytes that a part's contribution must have, or None while there is no state;
-            partial_size: those of a partial.
+        contribution_sizes: how many bytes a part's contribution may have, or None while there is no state;
+            partial_sizes: those of a partial.
         take_contribution: a member's contribution is here; says whether it was welcome.
         take_partial: the same of the mean of what a group gave.
         take_result: a result is here; verifies and keeps it.
         find: content by digest.
+        coming: a push of a result begins (True), or has ended.
     """
 
     def __init__(
         self,
         run: str,
         *,
-        contribution_size: Callable[[int], int | None],
-        partial_size: Callable[[int], int | None],
+        contribution_sizes: Callable[[int], range | None],
+        partial_sizes: Callable[[int], range | None],
         take_contribution: Callable[[PushContribution, Member, bytes], Awaitable[Answer]],
         take_partial: Callable[[PushPartial, Member, bytes], Awaitable[Answer]],
         take_result: Callable[[PushResult, bytes], Awaitable[Answer]],
         find: Callable[[str], Awaitable[bytes | None]],
+        coming: Callable[[PushResult, Member, bool], None] = lambda push, member, begins: None,
     ) -> None:
         self._run = run
-        self._size, self._partial_size = contribution_size, partial_size
+        self._sizes, self._partial_sizes = contribution_sizes, partial_sizes
         self._take_contribution, self._take_partial = take_contribution, take_partial
         self._take_result = take_result
-        self._find = find
+        self._find, self._coming = find, coming
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -321,30 +335,43 @@ class Desk:
     async def _one(self, stream: Stream, member: Member) -> None:
         request: Request = decode(await stream.receive(HEADER_BYTES), Request)
         if isinstance(request, PushContribution):
-            due = self._due(self._size, request.part, request.weight > 0)
-            body = await _sized(stream, request.part, request.size, range(due, due + 1))
+            due = self._due(self._sizes, request.part, request.weight > 0)
+            body = await _sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_contribution(request, member, body)))
         elif isinstance(request, PushPartial):
-            due = self._due(self._partial_size, request.part, bool(request.contributors))
-            body = await _sized(stream, request.part, request.size, range(due, due + 1))
+            due = self._due(self._partial_sizes, request.part, bool(request.contributors))
+            body = await _sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_partial(request, member, body)))
         elif isinstance(request, PushResult):
-            due = self._due(self._size, request.held.part, True)
-            most = due + MAX_TALLY_BYTES
-            body = await _sized(stream, request.held.part, request.held.size, range(due, most))
-            await stream.send(encode(await self._take_result(request, body)))
+            await self._serve_result(stream, request, member)
         elif isinstance(request, Fetch):
-            found = await self._find(request.digest)
-            await stream.send(
-                encode(Answer(found is not None, "" if found else "not here", size=len(found or b"")))
-            )
-            if found:
-                await stream.send(found)
+            await self._serve_content(stream, request)
         else:
             raise ProtocolError("a second Hello on one stream")
 
-    def _due(self, size: Callable[[int], int | None], part: int, some: bool) -> int:
-        due = size(part) if some else 0
+    async def _serve_result(self, stream: Stream, request: PushResult, member: Member) -> None:
+        due = self._due(self._sizes, request.held.part, True)
+        with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
+        self._coming(request, member, True)
+        try:
+            body = await _sized(stream, request.held.part, request.held.size, with_tally)
+            answer = await self._take_result(request, body)
+        finally:
+            self._coming(request, member, False)
+        await stream.send(encode(answer))
+
+    async def _serve_content(self, stream: Stream, request: Fetch) -> None:
+        found = await self._find(request.digest)
+        if not found:
+            await stream.send(encode(Answer(found is not None, "" if found is not None else "not here")))
+            return
+        worthwhile = request.compressed and len(found) >= LEAST_COMPRESSED
+        small = await asyncio.to_thread(compress, found) if worthwhile else None
+        await stream.send(encode(Answer(True, size=len(found), compressed=len(small or b""))))
+        await stream.send(small or found)
+
+    def _due(self, sizes: Callable[[int], range | None], part: int, some: bool) -> range:
+        due = sizes(part) if some else range(1)
         if due is None:
             # No state yet, so no part can be judged: end the stream, the sender tries again.
             raise ProtocolError("a part came before this peer had a state")
@@ -354,5 +381,5 @@ class Desk:
 async def _sized(stream: Stream, part: int, size: int, due: range) -> bytes:
     """What follows a push, taken only if it has a size that the part may have."""
     if size not in due:
-        raise ProtocolError(f"part {part} has {size} bytes, {due.start} are due")
+        raise ProtocolError(f"part {part} has {size} bytes, {said(due)} are due")
     return await _exactly(stream, size) if size else b""

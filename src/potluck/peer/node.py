@@ -240,12 +240,13 @@ class Node:
         self.actions.sync = self._keeper.sync
         self.desk = Desk(
             self._invite.run,
-            contribution_size=state.contribution_size,
-            partial_size=state.partial_size,
+            contribution_sizes=state.contribution_sizes,
+            partial_sizes=state.partial_sizes,
             take_contribution=self._take_contribution,
             take_partial=self._take_partial,
             take_result=self._take_result,
             find=self.actions.find,
+            coming=self._coming,
         )
         self._core_built = True
 
@@ -355,6 +356,9 @@ class Node:
     async def _take_result(self, push: PushResult, body: bytes) -> Any:
         return await self.actions.take_result(push, body)
 
+    def _coming(self, push: PushResult, member: Member, begins: bool) -> None:
+        self.core.coming(push, member, begins, self._now())
+
     def _note(self, text: str) -> None:
         log.info("%s", text)
         if self._watch is not None:
@@ -420,7 +424,7 @@ class Node:
         ]
         for peer in others:
             try:
-                reply = await self.links.request(peer, Fetch(name), None, size)
+                reply = await self.links.request(peer, Fetch(name, compressed=True), None, size)
             except PotluckError as error:
                 log.info("%s of %s not from %s: %s", name[:12], what, peer.name, error)
                 continue

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from potluck.codecs import codec
+from potluck.codecs import Codec, codec
 from potluck.codecs.fp32 import Fp32
 from potluck.errors import CorruptData, StoreError
 from potluck.optim.outer import OuterOptimizer
@@ -93,24 +93,24 @@ class PeerState:
         assert self.plane is not None, "there is a state to go back to"
         return self.plane.abandon()
 
-    def contribution_size(self, part: int) -> int | None:
-        """Bytes of an encoded part, exactly; None if there is no such part."""
-        if part >= self._parts:
-            return None
-        bounds = part_bounds(self.size, self._parts)[part]
-        return self._codec.size(bounds.stop - bounds.start)
+    def contribution_sizes(self, part: int) -> range | None:
+        """How many bytes an encoded part may have; None if there is no such part."""
+        return self._sizes(part, self._codec)
 
-    def partial_size(self, part: int) -> int | None:
-        """Bytes of a partial's values, exactly; None if there is no such part."""
+    def partial_sizes(self, part: int) -> range | None:
+        """How many bytes a partial's values may have; None if there is no such part."""
+        return self._sizes(part, Fp32())
+
+    def _sizes(self, part: int, coder: Codec) -> range | None:
         if part >= self._parts:
             return None
         bounds = part_bounds(self.size, self._parts)[part]
-        return Fp32().size(bounds.stop - bounds.start)
+        return coder.sizes(bounds.stop - bounds.start)
 
     @property
     def round_bytes(self) -> int:
-        """Bytes of one whole contribution."""
-        return sum(self.contribution_size(part) or 0 for part in range(self._parts))
+        """Bytes of one whole contribution, at most."""
+        return sum((self.contribution_sizes(part) or (0,))[-1] for part in range(self._parts))
 
     def take(self, round_: int, attempt: int, part: int, index: int, given: Contribution) -> None:
         """Keep another member's contribution until its part is reduced."""

@@ -6,7 +6,7 @@ part of the round just committed. Content is named by digest, so it can come fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
@@ -47,6 +47,8 @@ class Catchup:
         self.round = NO_STATE
         self.state = ""
         self.have = have
+        self.fetching = NO_STATE
+        """The round of the snapshot that is being fetched."""
         self.reason = "nothing to catch up with"
         self._peer = peer
         self._busy = False
@@ -65,6 +67,7 @@ class Catchup:
     def applied(self, round_: int, state: str) -> None:
         """The state is now that after ``round_``."""
         self.round, self.state, self._busy = round_, state, False
+        self.fetching = NO_STATE
 
     def missing(self, digests: tuple[str, ...]) -> None:
         """Content that should have been here was not, or was damaged: fetch it again."""
@@ -138,21 +141,32 @@ class Catchup:
         return [Apply(commit)]
 
     def _choose(self, view: RunView, peers: list[Progress]) -> Snapshot | None:
-        """The newest recorded snapshot beyond our state that is here, or that somebody alive holds."""
-        for round_ in sorted(view.snapshots, reverse=True):
-            snapshot = view.snapshots[round_]
-            if round_ <= self.round:
-                return None
-            here = all(digest in self.have for digest, _ in chunks(snapshot.files))
-            if here or any(round_ in p.snapshots for p in peers):
-                return snapshot
-        return None
+        """Of the recorded snapshots beyond our state that are here, or that somebody alive holds, the one
+        that is the fewest bytes away from the head. One that is half here is seldom given up for a newer one.
+        """
+        held = {round_ for progress in peers for round_ in progress.snapshots}
+        within = [
+            snapshot
+            for round_, snapshot in view.snapshots.items()
+            if round_ > self.round and (round_ in held or not self._missing(chunks(snapshot.files)))
+        ]
+        return min(within, key=lambda s: (self._bytes_away(view, s), -s.round), default=None)
+
+    def _bytes_away(self, view: RunView, snapshot: Snapshot) -> int:
+        """Bytes to fetch of a snapshot, and of all rounds since."""
+        since = [view.commits[r] for r in range(snapshot.round + 1, view.round + 1) if r in view.commits]
+        parts = ((info.digest, info.size) for commit in since for info in commit.parts)
+        return self._missing(chunks(snapshot.files)) + self._missing(parts)
+
+    def _missing(self, content: Iterable[tuple[str, int]]) -> int:
+        return sum(size for digest, size in content if digest not in self.have)
 
     def _load(self, snapshot: Snapshot, peers: list[Progress], now: float) -> list[Effect]:
         sources = tuple(p.peer for p in peers if snapshot.round in p.snapshots)
         needs = [
             Need(digest, size, sources) for digest, size in chunks(snapshot.files) if digest not in self.have
         ]
+        self.fetching = snapshot.round
         if needs:
             self.reason = f"fetching {len(needs)} chunks of the snapshot of round {snapshot.round}"
             return self._fetch(needs, now)

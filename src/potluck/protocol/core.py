@@ -30,7 +30,8 @@ from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, su
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
-from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial
+from potluck.protocol.written import Written
+from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial, PushResult
 from potluck.wire.records import (
     Commit,
     Entry,
@@ -89,7 +90,7 @@ class PeerCore:
         self.trains = trains
         self._every = snapshot_every
         self._retention = Retention(keep_snapshots)
-        self._own: dict[int, tuple[str, Snapshot]] = {}
+        self._written = Written()
         self._sweep = False
         self._parts_from = 0
         self._beat = 0
@@ -149,18 +150,19 @@ class PeerCore:
                 "elsewhere: taking the state from the others again"
             )
             self.catchup.drifted()
-            self._own = {r: own for r, own in self._own.items() if r in self.view.snapshots}
+            self._written.only(self.view.snapshots)
         if self.exchange.index is not None and self.catchup.round != body.round - 1:
             self.exchange.cut_done(0)
         self._say()
 
     def _spread_on(self, body: Commit, now: float) -> None:
-        """A large round is committed when two have each part: by then most have not got them yet."""
+        """A round is committed when two have each part: by then others have not got them yet."""
         exchange, self.exchange = self.exchange, None
-        if exchange is not None and exchange.groups > 1:
+        if exchange is not None:
             exchange.committed(body)
             self._spreading = exchange
-            self._patient_until = now + exchange.grace_s / 2 if exchange.index is not None else 0.0
+            large = exchange.groups > 1 and exchange.index is not None
+            self._patient_until = now + exchange.grace_s / 2 if large else 0.0
 
     def _granted(self, body: Grant, now: float) -> None:
         self._grants = Granted(now, {**self._grants.to, **dict.fromkeys(self.view.moved, now)})
@@ -178,14 +180,14 @@ class PeerCore:
     def _recorded(self, body: Snapshot) -> None:
         oldest = min(self.view.snapshots)
         self._parts_from = max(self._parts_from, oldest + 1)
-        self._own = {r: own for r, own in self._own.items() if r >= oldest}
+        self._written.only([r for r in self._written if r >= oldest])
         self._retention.recorded(body, self.catchup.have)
         self._sweep = True
         self._note(f"snapshot of round {body.round} recorded: {body.reason}")
 
     def _drop(self) -> Drop:
         """What nobody will ask for any more, now that a newer snapshot is recorded."""
-        keep = {d for _, snapshot in self._own.values() for d, _ in chunks(snapshot.files)}
+        keep = self._written.content()
         if self.exchange is not None:
             keep |= self.exchange.known.keys()
         if self.view.genesis is not None:
@@ -203,6 +205,9 @@ class PeerCore:
     def heard(self, progress: Progress, now: float) -> bool:
         """An announcement of any peer, our own included; whether it says anything new."""
         if progress.member != self.me:
+            known = self.swarm.last(progress.peer)
+            if known is None or known.session != progress.session:
+                self._say()  # who has just come knows nobody yet
             return self.swarm.hear(progress, now)
         if self.swarm.echo(now, progress.every_s):
             self._times = Times(self._times.committed, now)
@@ -224,6 +229,7 @@ class PeerCore:
             held=self._held(),
             snapshots=self._snapshots_held(),
             parts_from=self._parts_from,
+            fetching=self.catchup.fetching,
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)
@@ -280,11 +286,8 @@ class PeerCore:
         return (self.exchange is None or self.exchange.index is None) and not owes
 
     def _snapshots_held(self) -> dict[int, str]:
-        held = {r: digest for r, (digest, _) in self._own.items()}
-        for round_, snapshot in self.view.snapshots.items():
-            if all(d in self.catchup.have for d, _ in chunks(snapshot.files)):
-                held[round_] = manifest(snapshot)
-        return held
+        own = {r: digest for r, (digest, _) in self._written.items()}
+        return own | {r: manifest(s) for r, s in self.view.snapshots.items() if self._has_snapshot(r)}
 
     def _has_snapshot(self, round_: int) -> bool:
         snapshot = self.view.snapshots.get(round_)
@@ -372,6 +375,18 @@ class PeerCore:
             if commit is not None and info.digest in {part.digest for part in commit.parts}:
                 spreading.result(info)
 
+    def coming(self, push: PushResult, member: Member, begins: bool, now: float) -> None:
+        """A push of a result to us begins, or has ended, well or not."""
+        for exchange in filter(None, (self.exchange, self._spreading)):
+            if (exchange.round, exchange.attempt) == (push.round, push.attempt):
+                exchange.coming(push.held.digest, member, begins, now)
+
+    def _awaits(self, now: float) -> bool:
+        """Whether parts of the last commit are on their way to us."""
+        spreading = self._spreading
+        commit = self.view.commits.get(spreading.round) if spreading is not None else None
+        return spreading is not None and commit is not None and spreading.awaits(commit, now)
+
     def sent(
         self, round_: int, attempt: int, part: int, to: str, digest: str | None, answer: Answer, now: float
     ) -> None:
@@ -426,7 +441,7 @@ class PeerCore:
 
     def snapshot_written(self, snapshot: Snapshot) -> None:
         """A snapshot of our state is in our store."""
-        self._own[snapshot.round] = (manifest(snapshot), snapshot)
+        self._sweep |= self._written.add(snapshot, self.view.snapshots)
         self.catchup.have.update(d for d, _ in chunks(snapshot.files))
         self._say()
 
@@ -434,7 +449,7 @@ class PeerCore:
 
     def poll(self, now: float) -> list[Effect]:
         """Everything that is due now."""
-        patient = now < self._patient_until
+        patient = now < self._patient_until or self._awaits(now)
         effects: list[Effect] = self.catchup.poll(self.view, self.swarm, now, patient)
         if not self._caught_up and self.view.genesis is not None and self.catchup.round == self.view.round:
             self._caught_up = True
@@ -445,7 +460,8 @@ class PeerCore:
             self._queue.append(self._drop())
         if self.exchange is not None:
             rank = self._rank(now)
-            effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE)
+            follows = self.catchup.round == self.exchange.round - 1
+            effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE, follows)
         elif self._spreading is not None:
             effects += self._spreading.spread(self.swarm, now)
         effects += self._govern(now)
@@ -476,7 +492,7 @@ class PeerCore:
         known = self.exchange.known if self.exchange is not None else {}
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now, known),
-            agree_on_snapshot(self.view, self.swarm, self._own, now),
+            agree_on_snapshot(self.view, self.swarm, self._written, now),
             lease_out(self.view, self.swarm, self._grants, now),
         ]
         self.reason = choices[0].reason

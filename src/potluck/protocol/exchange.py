@@ -36,6 +36,9 @@ from potluck.wire.records import Commit, Held, Member, PartInfo
 PUSH_S = 1.0
 """How long a member waits for a result's push once another holds it, before it fetches it, in seconds."""
 
+PATIENCE = 2
+"""What its reducer is pushing is fetched from another after so many grace periods all the same."""
+
 LOOK_S = 0.5
 """How often one looks for results that others hold, in seconds."""
 
@@ -86,6 +89,8 @@ class Exchange:
         self._pushes: dict[tuple[int, str, int], Errand] = {}
         self._fetches: dict[str, Errand] = {}
         self._look_at = 0.0
+        self._coming: dict[int, str] = {}
+        self._pushed_at: dict[int, float] = {}
 
     @property
     def held(self) -> tuple[PartInfo, ...]:
@@ -224,6 +229,16 @@ class Exchange:
         if info.part < len(self._parts) and fault(info, len(self.members)) is None:
             self._parts[info.part].results.setdefault(info.digest, info)
 
+    def coming(self, digest: str, member: Member, begins: bool, now: float) -> None:
+        """A push of a result to us begins, or has ended, well or not."""
+        index = self._index(member)
+        if index is None:
+            return
+        self._pushed_at[index] = now
+        self._coming.pop(index, None)
+        if begins:
+            self._coming[index] = digest
+
     def sent(self, part: int, to: str, digest: str | None, ok: bool, retry: bool, now: float) -> None:
         """A send ended: taken, refused for good, or (``retry``) to be tried again."""
         errand = self._errand(part, digest, self._places[to])
@@ -256,8 +271,11 @@ class Exchange:
 
     # -- what to do ------------------------------------------------------------------------------
 
-    def poll(self, swarm: Swarm, now: float, decides: bool = False) -> list[Effect]:
-        """Everything that is due. Who ``decides`` as steward needs all results, whoever has them."""
+    def poll(self, swarm: Swarm, now: float, decides: bool = False, follows: bool = False) -> list[Effect]:
+        """Everything that is due. Who ``decides`` as steward needs all results, whoever has them. Who
+        ``follows`` has the state that the round begins from: if no member, it is in the next one the sooner
+        it has the results of this one.
+        """
         effects: list[Effect] = []
         if self.index is not None:
             if self._cut.due(now):
@@ -269,7 +287,7 @@ class Exchange:
                     effects += self._gather(part, swarm, now)
                     effects += self._reduce(part, swarm, now)
         effects += self.spread(swarm, now)
-        effects += self._fetch(swarm, now, decides)
+        effects += self._fetch(swarm, now, decides, follows)
         return effects
 
     def _contribute(self, part: int, swarm: Swarm, now: float) -> list[Effect]:
@@ -377,9 +395,9 @@ class Exchange:
             return False
         return self._acting(part, own, swarm, now) == self.index
 
-    def _fetch(self, swarm: Swarm, now: float, decides: bool) -> list[Effect]:
+    def _fetch(self, swarm: Swarm, now: float, decides: bool, follows: bool) -> list[Effect]:
         """Fetch what others hold and no push brought; after a failure from the next holder."""
-        wanted = self.index is not None or decides
+        wanted = self.index is not None or decides or (follows and self.groups == 1)
         if not wanted or now < self._look_at or all(part.results for part in self._parts):
             return []
         self._look_at = now + (LOOK_S if self.groups > 1 else 0.0)
@@ -390,12 +408,28 @@ class Exchange:
                     offers.setdefault(held.digest, []).append((held, progress.peer))
         effects: list[Effect] = []
         for digest, some in offers.items():
-            errand = self._fetches.setdefault(digest, Errand(retry_at=now + PUSH_S))
-            if errand.due(now):
+            pushed_s = PUSH_S if self.index is not None else 0.0
+            errand = self._fetches.setdefault(digest, Errand(retry_at=now + pushed_s))
+            if errand.due(now) and not self._expects(some[0][0], now):
                 held, source = some[errand.tries % len(some)]
                 errand.flying, errand.tries = True, errand.tries + 1
                 effects.append(Fetch(digest, held.size, source))
         return effects
+
+    def _expects(self, held: Held, now: float) -> bool:
+        """Whether a result is on its way to us, or its reducer is pushing others, which come first. A reducer
+        that never comes to an end is not waited for for ever.
+        """
+        if now > self._parts[held.part].due_since + PATIENCE * self.grace_s:
+            return False
+        reducer = self._reducers[held.part]
+        pushes = reducer in self._coming or now < self._pushed_at.get(reducer, -PUSH_S) + PUSH_S
+        return pushes or held.digest in self._coming.values()
+
+    def awaits(self, commit: Commit, now: float) -> bool:
+        """Whether some result of the committed round that is not here is on its way."""
+        lacking = (info.held for info in commit.parts if not self._parts[info.part].results)
+        return self.index is not None and any(self._expects(held, now) for held in lacking)
 
     # -- who is who ------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from potluck.errors import ProtocolError
 from potluck.protocol.plan import FLAT, assign, groups_for, reassign
 from potluck.protocol.swarm import EXPIRY_S, Swarm
-from potluck.protocol.view import MAX_WEIGHT, OpenRound, RunView
+from potluck.protocol.view import KEEP_SNAPSHOTS, MAX_WEIGHT, OpenRound, RunView
 from potluck.wire.codec import MAX_MESSAGE_BYTES, encode
 from potluck.wire.messages import Progress
 from potluck.wire.records import Body, Commit, Finish, Grant, Held, Member, Open, PartInfo, Reassign, Snapshot
@@ -31,6 +31,9 @@ ROUND_BYTES = MAX_MESSAGE_BYTES * 9 // 10
 MEMBER_BYTES = 110
 MOST_NAMED = ROUND_BYTES // MEMBER_BYTES
 """A record has so many bytes to spare, an open or a grant takes so many a member, and names so many."""
+
+PATIENT_STATES = 2
+"""While a joiner fetches a snapshot, rounds of as many bytes as so many snapshots are kept for it."""
 
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
@@ -98,6 +101,10 @@ def agree_on_snapshot(
 ) -> Decision:
     """Record a snapshot once two peers (or the only one) wrote the same; ``own`` maps rounds to ours."""
     newest = max(view.snapshots, default=-1)
+    joiner = _fetches_oldest(view, swarm, now)
+    if joiner is not None:
+        why = f"no newer snapshot is recorded: {joiner} is fetching the one that it would replace"
+        return Decision(None, why)
     for round_ in sorted((r for r in own if r > newest and r <= view.round), reverse=True):
         digest, snapshot = own[round_]
         others = [p for p in swarm.alive(now) if p.phase != "joining"]
@@ -107,6 +114,21 @@ def agree_on_snapshot(
             body = Snapshot(snapshot.round, snapshot.state, snapshot.files, reason)
             return Decision(body, reason)
     return Decision(None, "no newer snapshot is held by two peers")
+
+
+def _fetches_oldest(view: RunView, swarm: Swarm, now: float) -> str | None:
+    """Who fetches the snapshot that would be forgotten with a newer one, unless that takes too long: by then
+    the rounds since have as many bytes as two snapshots.
+    """
+    if len(view.snapshots) < KEEP_SNAPSHOTS:
+        return None
+    oldest = min(view.snapshots)
+    joiner = next((p for p in swarm.alive(now) if p.fetching == oldest), None)
+    if joiner is None:
+        return None
+    since = sum(info.size for commit in view.commits.values() for info in commit.parts)
+    most = PATIENT_STATES * sum(blob.size for blob in view.snapshots[oldest].files)
+    return (joiner.name or joiner.peer[:8]) if since < most else None
 
 
 def _end(view: RunView, rules: Rules) -> str | None:

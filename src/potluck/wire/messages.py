@@ -30,7 +30,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``idle_s`` is how long ago the
     last step ended; ``uplink`` is in bytes/s, 0 while unknown. ``held`` lists the results held of
     ``attempt`` of the open round, ``snapshots`` the manifests held by round, ``parts_from`` the first round
-    whose parts are still kept; ``abstains``: it had nothing to give to that attempt. ``leased`` counts the
+    whose parts are still kept; ``fetching`` is the round of the snapshot that is being fetched, -1 if none
+    is; ``abstains``: it had nothing to give to that attempt. ``leased`` counts the
     data blocks ever leased to this life, as far as it knows, ``wants`` how many more it could do with;
     ``waiting``: it has none left to train on.
     """
@@ -63,6 +64,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     held: Annotated[tuple[Held, ...], Meta(max_length=65_536)] = ()
     snapshots: Annotated[dict[int, Digest], Meta(max_length=64)] = {}
     parts_from: int = 0
+    fetching: int = -1
     bytes_sent: int = 0
     bytes_received: int = 0
     activity: Reason = ""
@@ -119,20 +121,23 @@ class PushResult(Struct, frozen=True, tag=True):
 
 
 class Fetch(Struct, frozen=True, tag=True):
-    """Asks for content by digest."""
+    """Asks for content by digest; ``compressed``: it may come so (``wire.compress``)."""
 
     digest: Digest
+    compressed: bool = False
 
 
 class Answer(Struct, frozen=True, tag=True):
     """Yes, or no with a reason. ``retry``: not now, but soon; ``version``: another wire version, so never.
-    ``size`` bytes follow an answered ``Fetch``. ``known`` are members of a partial that are counted already.
+    ``size`` bytes of content follow an answered ``Fetch``, as ``compressed`` ones if it has them. ``known``
+    are members of a partial that are counted already.
     """
 
     ok: bool
     reason: Reason = ""
     retry: bool = False
     size: Count = 0
+    compressed: Count = 0
     version: bool = False
     known: Annotated[tuple[Count, ...], Meta(max_length=MAX_GROUP)] = ()
 

@@ -1,0 +1,107 @@
+"""SparseLoCo (arXiv 2508.15706): chunked top-k with two bits a value and error feedback, as plain as can be.
+
+Algorithm 1: e ← β e + Δ; what is sent is Q(TOP-k(e)), chunk by chunk; e ← e − what was sent. The outer
+step takes the mean over all R replicas of what they sent. Chunks have 64 × 64 values, k = 64, β = 0.95.
+
+Ours differs in Q: two bits are a sign and one of two magnitudes of the chunk, where the paper's authors lay
+four bins over the range of the signed values. And results go down through the same codec, with a residual.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from potluck.codecs import codec
+from potluck.codecs.feedback import ErrorFeedback
+from potluck.optim.outer import OuterOptimizer
+from potluck.peer.dataplane import DataPlane, Given
+from potluck.recipe import Outer
+
+CHUNK, SHARE, BETA = 4096, 64, 0.95
+TOPK = codec("topk")
+
+
+def bf16(value: float) -> float:
+    [bits] = struct.unpack("<I", struct.pack("<f", value))
+    return float(struct.unpack("<f", struct.pack("<I", (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16))[0])
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def sparse(vector: list[float]) -> list[float]:
+    """Q(TOP-k(vector)), value by value."""
+    sent = [0.0] * len(vector)
+    for start in range(0, len(vector), CHUNK):
+        chunk = vector[start : start + CHUNK]
+        k = -(-len(chunk) // SHARE)
+        kept = sorted(range(len(chunk)), key=lambda i: (-abs(chunk[i]), i))[:k]
+        magnitudes = sorted(abs(chunk[i]) for i in kept)
+        middle = mean(magnitudes)
+        for _ in range(2):
+            lower = mean([m for m in magnitudes if m < middle])
+            upper = mean([m for m in magnitudes if m >= middle])
+            parted, middle = middle, (lower + upper) / 2
+        for i in kept:
+            level = bf16(upper if abs(chunk[i]) >= parted else lower)
+            sent[start + i] = level if chunk[i] >= 0 else -level
+    return sent
+
+
+def pseudo_gradients(n: int, seed: int) -> NDArray[np.float32]:
+    """Heavy-tailed, and of other magnitudes in other places."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_t(4, n) * np.exp(rng.standard_normal(-(-n // 500)).repeat(500)[:n])).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000, CHUNK, CHUNK + 1, 2 * CHUNK + 333])
+def test_what_is_sent_is_the_quantised_top_k_of_each_chunk(n: int) -> None:
+    values = pseudo_gradients(n, seed=n)
+    sent = TOPK.decode(TOPK.encode(values), n)
+    assert sent.tolist() == sparse([float(v) for v in values])
+    assert np.count_nonzero(sent) == sum(-(-min(CHUNK, n - s) // SHARE) for s in range(0, n, CHUNK))
+
+
+def test_ten_rounds_of_error_feedback() -> None:
+    n = 2 * CHUNK + 100
+    assert TOPK.decay == BETA
+    feedback, exact = ErrorFeedback(n, TOPK.decay), [0.0] * n
+    for round_ in range(10):
+        delta = pseudo_gradients(n, seed=round_)
+        total = feedback.add(delta)
+        sent = TOPK.decode(TOPK.encode(total), n)
+        feedback.settle(total, sent)
+        meant = [BETA * e + float(d) for e, d in zip(exact, delta, strict=True)]
+        sent_exactly = sparse(meant)
+        exact = [m - s for m, s in zip(meant, sent_exactly, strict=True)]
+        # Means of almost the same values may lie on either side of a boundary of bf16.
+        np.testing.assert_allclose(sent, sent_exactly, rtol=2.0**-7, atol=0)
+        assert np.linalg.norm(feedback.residual - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+def test_a_coordinate_is_divided_by_the_weight_of_all_who_gave_not_of_those_who_sent_it() -> None:
+    """Else whoever alone sends an unpopular coordinate owns it at full strength."""
+    n, weights = CHUNK, [1.0, 2.0, 5.0]
+    given = []
+    for index, weight in enumerate(weights):
+        values = np.zeros(n, np.float32)
+        values[64 * index : 64 * (index + 1)] = 8.0
+        values[4000] = 16.0  # all of them send this one
+        given.append(Given(((index, weight),), TOPK.encode(values)))
+    plane = DataPlane(np.zeros(n, np.float32), np.zeros(n, np.float32), 0, 1, TOPK, OuterOptimizer(Outer()))
+    mean_ = np.frombuffer(plane.combine(0, given).raw, "<f4")
+    for index, weight in enumerate(weights):
+        own = mean_[64 * index : 64 * index + 63]
+        np.testing.assert_allclose(own, 8.0 * weight / sum(weights), rtol=1e-6)
+    assert mean_[4000] == pytest.approx(16.0)
+    result = TOPK.decode(plane.reduce(0, given).raw, n)
+    assert result.max() == pytest.approx(16.0)
+    assert set(np.flatnonzero(result)) <= {*range(128, 192), 4000}, "the rest waits in the reducer's residual"
+    np.testing.assert_allclose(np.unique(result), [0, 5.0, 16.0], rtol=1e-6)
