@@ -809,7 +809,7 @@ def test_a_lone_peer_goes_through_a_round_by_itself() -> None:
     assert peer.poll(Cut) == [Cut(1, 0)]
     peer.core.cut_done(1, 0, 200.0)
     infos: list[PartInfo] = []
-    for reduce in peer.poll(Reduce):
+    for reduce in sorted(peer.poll(Reduce), key=lambda reduce: reduce.part):
         infos.append(result(reduce.part, (0, 200.0)))
         peer.core.reduced(1, 0, reduce.part, infos[-1], ())
     peer.say(tokens=0.0)

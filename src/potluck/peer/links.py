@@ -34,6 +34,9 @@ REQUEST_S = 20.0
 IDLE_S = 120.0
 """A stream that was not used for so long is closed, in seconds."""
 
+MUCH = 1 << 16
+"""Bodies of so many bytes tell how fast the uplink is."""
+
 AHEAD = 4
 """So many requests of one kind may be under way to one peer."""
 
@@ -205,7 +208,7 @@ class Links:
     async def _answered(self, pipe: _Pipe, to: Progress, sent: int, want: int, started: float) -> Reply:
         """The answer to a request of ``sent`` bytes, the oldest on its stream."""
         answer = await _answer(pipe.stream)
-        if sent >= 1 << 16:
+        if sent >= MUCH:
             self._measure(sent, _now() - max(started, pipe.answered_at))
         pipe.answered_at = _now()
         return await self._content(answer, pipe, to, want)

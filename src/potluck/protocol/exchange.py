@@ -27,14 +27,12 @@ from potluck.protocol.effects import (
 )
 from potluck.protocol.errand import Errand
 from potluck.protocol.gathering import Gathering
+from potluck.protocol.incoming import PUSH_S, Incoming
 from potluck.protocol.plan import ring
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound, fault
 from potluck.wire.messages import Answer, Progress
 from potluck.wire.records import Commit, Held, Member, PartInfo
-
-PUSH_S = 1.0
-"""How long a member waits for a result's push once another holds it, before it fetches it, in seconds."""
 
 PATIENCE = 2
 """What its reducer is pushing is fetched from another after so many grace periods all the same."""
@@ -75,6 +73,7 @@ class Exchange:
     def __init__(self, open_: OpenRound, me: Member, now: float) -> None:
         self.round = open_.round
         self.attempt = open_.attempt
+        self.of = open_.round, open_.attempt
         self.members = open_.members
         self.groups = open_.groups
         self.me = me
@@ -89,8 +88,8 @@ class Exchange:
         self._pushes: dict[tuple[int, str, int], Errand] = {}
         self._fetches: dict[str, Errand] = {}
         self._look_at = 0.0
-        self._coming: dict[int, str] = {}
-        self._pushed_at: dict[int, float] = {}
+        self._incoming = Incoming()
+        self._committed: dict[int, Held] = {}
 
     @property
     def held(self) -> tuple[PartInfo, ...]:
@@ -226,18 +225,14 @@ class Exchange:
 
     def result(self, info: PartInfo) -> None:
         """A result is here, verified against its digest."""
-        if info.part < len(self._parts) and fault(info, len(self.members)) is None:
+        wanted = self._committed.get(info.part, info.held) == info.held
+        if wanted and info.part < len(self._parts) and fault(info, len(self.members)) is None:
             self._parts[info.part].results.setdefault(info.digest, info)
 
     def coming(self, digest: str, member: Member, begins: bool, now: float) -> None:
         """A push of a result to us begins, or has ended, well or not."""
-        index = self._index(member)
-        if index is None:
-            return
-        self._pushed_at[index] = now
-        self._coming.pop(index, None)
-        if begins:
-            self._coming[index] = digest
+        if (index := self._index(member)) is not None:
+            self._incoming.heard(index, digest, begins, now)
 
     def sent(self, part: int, to: str, digest: str | None, ok: bool, retry: bool, now: float) -> None:
         """A send ended: taken, refused for good, or (``retry``) to be tried again."""
@@ -247,15 +242,14 @@ class Exchange:
 
     def fetched(self, digest: str, info: PartInfo | None, now: float) -> None:
         """A fetch ended; a result that came is ours now."""
-        errand = self._fetches.get(digest)
-        if errand is None:
-            return
-        errand.ended(info is not None, now)
-        if info is not None:
-            self.result(info)
+        if (errand := self._fetches.get(digest)) is not None:
+            errand.ended(info is not None, now)
+            if info is not None:
+                self.result(info)
 
     def committed(self, commit: Commit) -> None:
         """The round is decided: what was committed is spread on, what was not is no result any more."""
+        self._committed = {info.part: info.held for info in commit.parts}
         for info in commit.parts:
             state = self._parts[info.part]
             state.results = {d: known for d, known in state.results.items() if d == info.digest}
@@ -281,8 +275,8 @@ class Exchange:
             if self._cut.due(now):
                 self._cut.flying = True
                 effects.append(Cut(self.round, self.attempt))
-            for part, state in enumerate(self._parts):
-                if not state.results:
+            for part in self._in_turn(range(len(self._parts))):
+                if not self._parts[part].results:
                     effects += self._contribute(part, swarm, now)
                     effects += self._gather(part, swarm, now)
                     effects += self._reduce(part, swarm, now)
@@ -379,7 +373,7 @@ class Exchange:
             return
         own = self.index % self.groups
         if state.reduced:
-            yield from (i for i in self._group(own) if i != self.index)
+            yield from (i for i in self._in_turn(self._group(own)) if i != self.index)
             for group in range(self.groups):
                 acting = self._acting(part, group, swarm, now, digest) if group != own else None
                 if acting is not None:
@@ -417,18 +411,13 @@ class Exchange:
         return effects
 
     def _expects(self, held: Held, now: float) -> bool:
-        """Whether a result is on its way to us, or its reducer is pushing others, which come first. A reducer
-        that never comes to an end is not waited for for ever.
-        """
-        if now > self._parts[held.part].due_since + PATIENCE * self.grace_s:
-            return False
-        reducer = self._reducers[held.part]
-        pushes = reducer in self._coming or now < self._pushed_at.get(reducer, -PUSH_S) + PUSH_S
-        return pushes or held.digest in self._coming.values()
+        """Whether a result comes by itself. A reducer that never comes to an end is waited for no longer."""
+        in_time = now <= self._parts[held.part].due_since + PATIENCE * self.grace_s
+        return in_time and self._incoming.expects(held.digest, self._reducers[held.part], now)
 
-    def awaits(self, commit: Commit, now: float) -> bool:
+    def awaits(self, now: float) -> bool:
         """Whether some result of the committed round that is not here is on its way."""
-        lacking = (info.held for info in commit.parts if not self._parts[info.part].results)
+        lacking = (held for part, held in self._committed.items() if not self._parts[part].results)
         return self.index is not None and any(self._expects(held, now) for held in lacking)
 
     # -- who is who ------------------------------------------------------------------------------
@@ -436,6 +425,11 @@ class Exchange:
     def _index(self, member: Member) -> int | None:
         index = self._places.get(member.peer)
         return index if index is not None and self.members[index] == member else None
+
+    def _in_turn(self, numbers: range) -> Iterator[int]:
+        """Beginning after our own place: else all would send to the same one first."""
+        first = (self.index or 0) // numbers.step + 1
+        return (numbers[i % len(numbers)] for i in range(first, first + len(numbers)))
 
     def _group(self, group: int) -> range:
         return range(group, len(self.members), self.groups)
