@@ -45,6 +45,7 @@ bench: $(READY)
 bench-short: $(READY)
 	$(BIN)/python bench/convergence.py --quick --bar
 	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
+	$(BIN)/python -m bench.allreduce --quick --bar
 
 # Real processes behind an emulated WAN, killed and joined at random (Linux, root, a C compiler).
 soak: $(READY)

@@ -26,7 +26,7 @@ from potluck.protocol.effects import (
     WriteSnapshot,
 )
 from potluck.protocol.errand import RETRY_S
-from potluck.protocol.exchange import PUSH_S
+from potluck.protocol.incoming import PUSH_S
 from potluck.protocol.steward import Rules
 from potluck.protocol.swarm import EXPIRY_S
 from potluck.protocol.turn import AGAIN_S, ANSWER_S, RANK_S

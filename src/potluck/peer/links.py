@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from potluck.codecs.base import said
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, VersionMismatch
@@ -68,13 +69,22 @@ class _Pipe:
     answered_at: float = 0.0
     broken: bool = False
 
-    def queue(self) -> tuple[asyncio.Future[Passed], asyncio.Future[Passed]]:
-        """A place behind the last request: what is done when that is answered, and what we are to finish."""
+    def queue(self, now: float) -> _Place:
+        """A place behind the last request."""
         before, self.last = self.last, asyncio.get_running_loop().create_future()
         if before is None:
             before = asyncio.get_running_loop().create_future()
             before.set_result(())
-        return before, self.last
+        return _Place(self, before, self.last, now)
+
+
+class _Place(NamedTuple):
+    """Among the requests on a stream: done when the one before is answered, and what we are to finish."""
+
+    pipe: _Pipe
+    before: asyncio.Future[Passed]
+    done: asyncio.Future[Passed]
+    started: float
 
 
 class _Line:
@@ -154,34 +164,37 @@ class Links:
             async with asyncio.timeout(None) as limit:
                 async with line.sending:
                     limit.reschedule(_now() + limit_s)
-                    pipe = await self._pipe(line, to)
-                    before, done = pipe.queue()
-                    started = _now()
-                    async with self._breaking(line, pipe, done):
-                        await pipe.stream.send(encode(message))
-                        if body:
-                            await pipe.stream.send(body)
-                if not before.done():
+                    place = await self._send(line, to, message, body)
+                if not place.before.done():
                     limit.reschedule(None)  # each has a time limit of its own
-                    await _turn(before, done, want)
+                    await _turn(place, want)
                     limit.reschedule(_now() + limit_s)
-                async with self._breaking(line, pipe, done):
-                    await self._pass(pipe, to, before.result())
-                    reply = await self._answered(pipe, to, len(body or b""), want, started)
-                    done.set_result(())
+                async with self._breaking(line, place):
+                    await self._pass(place, to)
+                    reply = await self._answered(place, to, len(body or b""), want)
+                    place.done.set_result(())
                     return reply
         except TimeoutError:
             raise ConnectionLost(f"{to.name} did not answer within {limit_s:.0f} s") from None
 
+    async def _send(self, line: _Line, to: Progress, message: Request, body: bytes | None) -> _Place:
+        """A request goes out, and gets its place among those that wait for answers."""
+        place = (await self._pipe(line, to)).queue(_now())
+        async with self._breaking(line, place):
+            await place.pipe.stream.send(encode(message))
+            if body:
+                await place.pipe.stream.send(body)
+        return place
+
     @contextlib.asynccontextmanager
-    async def _breaking(self, line: _Line, pipe: _Pipe, done: asyncio.Future[Passed]) -> AsyncIterator[None]:
+    async def _breaking(self, line: _Line, place: _Place) -> AsyncIterator[None]:
         """What goes wrong inside ends the stream, and all that wait for answers on it."""
         try:
             yield
         except BaseException:
-            pipe.broken = True
-            done.set_result(())
-            await self._end(line, pipe)
+            place.pipe.broken = True
+            place.done.set_result(())
+            await self._end(line, place.pipe)
             raise
 
     async def _pipe(self, line: _Line, to: Progress) -> _Pipe:
@@ -198,18 +211,19 @@ class Links:
                 raise
         return line.pipe
 
-    async def _pass(self, pipe: _Pipe, to: Progress, wants: Passed) -> None:
+    async def _pass(self, place: _Place, to: Progress) -> None:
         """Let answers go by that nobody waits for any more."""
-        if pipe.broken:
+        if place.pipe.broken:
             raise ConnectionLost(f"an earlier request to {to.name} failed, and its stream with it")
-        for want in wants:
-            await self._content(await _answer(pipe.stream), pipe, to, want)
+        for want in place.before.result():
+            await self._content(await _answer(place.pipe.stream), place.pipe, to, want)
 
-    async def _answered(self, pipe: _Pipe, to: Progress, sent: int, want: int, started: float) -> Reply:
+    async def _answered(self, place: _Place, to: Progress, sent: int, want: int) -> Reply:
         """The answer to a request of ``sent`` bytes, the oldest on its stream."""
+        pipe = place.pipe
         answer = await _answer(pipe.stream)
         if sent >= MUCH:
-            self._measure(sent, _now() - max(started, pipe.answered_at))
+            self._measure(sent, _now() - max(place.started, pipe.answered_at))
         pipe.answered_at = _now()
         return await self._content(answer, pipe, to, want)
 
@@ -243,8 +257,9 @@ class Links:
                 await self._end(line, line.pipe)
 
 
-async def _turn(before: asyncio.Future[Passed], done: asyncio.Future[Passed], want: int) -> None:
+async def _turn(place: _Place, want: int) -> None:
     """Wait until what was asked before us is answered; who gives up leaves its answer to the next."""
+    before, done = place.before, place.done
     try:
         await asyncio.wait([before])  # not the future itself, which is not ours to cancel
     except BaseException:
