@@ -47,6 +47,7 @@ bench-short: $(READY)
 	$(BIN)/python bench/convergence.py --quick --bar
 	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
 	$(BIN)/python -m bench.codec --quick --bar
+	$(BIN)/python -m bench.allreduce --quick --bar
 
 # Real processes behind an emulated WAN, killed and joined at random (Linux, root, a C compiler).
 soak: $(READY)

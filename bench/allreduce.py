@@ -1,7 +1,7 @@
 """How long one exchange takes, of real peers on emulated links: from the open until all have applied it.
 
     python -m bench.allreduce --bar [--codec fp32 int8] [--rounds 5] [--gloo]
-    python -m bench.allreduce --presets                      all rates and delays, 4 and 8 peers, unequal links
+    python -m bench.allreduce --presets        all rates and delays, 4 and 8 peers, unequal links
 
 The model is one vector of N values, and a step costs nothing: what is left is cut, codec, wire, mean, commit
 and outer step. The bound is what the wire takes in fp32 with nothing else: 2 (n - 1) / n · 4 N bytes at the
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.exchanger import STEP_TOKENS
 from bench.loopback import Loopback
 from bench.stage import HUB, START_S, Actor, Late, Stage, bar, ends_on_sigterm
 from bench.wan import Link, Wan
@@ -35,10 +36,14 @@ WARM = 1
 """Rounds that are not counted: connections are made in the first."""
 
 PACE_S = 0.02
-"""A step of the peers, of one token."""
+"""A step of the peers."""
 
-BETWEEN_S = 3.0
+BETWEEN_S = 2.0
 """Steps between two rounds, in seconds."""
+
+
+LINK = Link(100.0, 100.0, 0.010)
+"""20 ms one way between any two peers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Case:
 
     peers: int = 4
     values: int = 25_000_000
-    link: Link | None = Link(100.0, 100.0, 0.010)
+    link: Link | None = LINK
     links: tuple[Link, ...] = ()
     parts: int = Rounds.parts
 
@@ -145,7 +150,7 @@ def _cpu_s(actor: Actor, number: int) -> float:
 
 def measure(case: Case, codec: str, rounds: int, directory: Path) -> dict[str, Any]:
     """Median seconds of the rounds of one swarm, and each round's."""
-    tokens = int(case.peers * BETWEEN_S / PACE_S)
+    tokens = int(case.peers * BETWEEN_S / PACE_S * STEP_TOKENS)
     recipe = Recipe(
         name="allreduce",
         rounds=Rounds(tokens=tokens, codec=codec, grace_s=30.0, snapshot_every=1000, parts=case.parts),

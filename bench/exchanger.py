@@ -15,6 +15,9 @@ import potluck
 CHANGE = 1e-3
 """How much each value moves in a round, about."""
 
+STEP_TOKENS = 1000
+"""What a step between two rounds counts as."""
+
 
 class Still(torch.optim.Optimizer):
     """Changes nothing: what a round brings is added once, by the loop."""
@@ -27,15 +30,21 @@ class Still(torch.optim.Optimizer):
 
 
 class Values(torch.nn.Module):
-    """One vector, zero at first."""
+    """One vector, zero at first. What goes through counts as work, and is not looked at."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.values = torch.nn.Parameter(torch.zeros(size))
 
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens
+
 
 def exchange(run: potluck.Run, model: Values, pace_s: float, name: str, say: Callable[..., None]) -> None:
-    """Take steps until the run is left or we are told to stop; each round moves all values at random."""
+    """Take steps until the run is left or we are told to stop; each round moves all values at random.
+
+    While a round is in flight a step counts as next to nothing: the next one opens when all have this one.
+    """
     core = run._node.core
     inner = core.applied
 
@@ -46,12 +55,15 @@ def exchange(run: potluck.Run, model: Values, pace_s: float, name: str, say: Cal
     core.applied = applied  # type: ignore[method-assign]
     seed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     change = torch.randn(model.values.numel(), generator=seed).mul_(CHANGE)
-    optimizer = run.optimizer(Still(model), tokens_per_step=1)
+    optimizer = run.optimizer(Still(model))
+    work = torch.zeros(STEP_TOKENS, dtype=torch.int64)
     pace, moved = threading.Event(), -1
     while True:
         if run.round != moved:
             moved = run.round
             with torch.no_grad():
                 model.values.add_(change)
+        if core.exchange is None and core.view.round == moved:
+            model(work)
         optimizer.step()
         pace.wait(pace_s)

@@ -25,7 +25,7 @@ import potluck
 @dataclass(frozen=True)
 class Options:
     """``invite`` is the hub's. Two layers of ``width`` × ``inner``, or ``values`` in one vector. ``pace_s``
-    is the time of a step, ``optimizer`` the name of one of PyTorch's.
+    is the time of a step. ``optimizer`` is the name of one of PyTorch's.
     """
 
     invite: str
@@ -37,8 +37,8 @@ class Options:
     inner: int = 1024
     batch: int = 16
     pace_s: float = 0.15
-    optimizer: str = "AdamW"
     values: int = 0
+    optimizer: str = "AdamW"
 
 
 def say(**fields: object) -> None:

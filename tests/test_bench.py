@@ -120,6 +120,15 @@ def test_what_each_codec_costs_and_loses() -> None:
 
 
 @pytest.mark.integration
+def test_an_exchange_of_two_real_peers_is_measured() -> None:
+    done = run_bench("-m", "bench.allreduce", "--quick", "--codec", "int8", timeout_s=120)
+    (line,) = lines_of(done.stdout, "codec").values()
+    assert line["peers"] == 2
+    assert 0 < line["commit_s"] < line["applied_s"] < 30
+    assert set(lines_of(done.stdout, "bar")) == {"int8_loopback_s"}
+
+
+@pytest.mark.integration
 def test_short_form() -> None:
     done = run_bench("bench/convergence.py", "--quick", timeout_s=150)
     cases, summaries = lines_of(done.stdout, "case"), lines_of(done.stdout, "summary")

@@ -26,6 +26,7 @@ from potluck.errors import (
 from potluck.net.memory import MemoryNetwork
 from potluck.net.transport import DIAL_S, SILENCE_S, Handler, Stream, Transport
 from potluck.peer.links import (
+    AHEAD,
     HEADER_BYTES,
     IDLE_S,
     LEAST_COMPRESSED,
@@ -333,6 +334,48 @@ async def test_no_kind_waits_for_another(made: World) -> None:
     assert not fetching.done()
     made.bob.go_on.set()
     assert (await fetching).body == body(0)
+
+
+def test_the_next_request_goes_while_the_last_answer_is_on_its_way() -> None:
+    """Four small ones take one round trip and a bit, not four."""
+
+    async def main() -> None:
+        async with world(MemoryNetwork(1, delay_s=(0.25, 0.25))) as made:
+            await made.push(0)
+            began = now()
+            replies = await asyncio.gather(*[made.push(0) for _ in range(AHEAD)])
+            assert [reply.answer.ok for reply in replies] == [True] * AHEAD
+            assert now() - began < 0.75
+
+    run(main())
+
+
+@virtual
+async def test_no_more_than_some_are_under_way(made: World) -> None:
+    made.bob.go_on.clear()
+    fetching = [asyncio.create_task(made.fetch(part)) for part in (0, 1, 2, 1, 0, 1, 2)]
+    await soon(made.bob.asked.wait())
+    line = made.links._lines[BOB, "Fetch"]
+    assert line.ahead.locked()
+    assert line.requests == len(fetching)
+    made.bob.go_on.set()
+    assert [len((await one).body) for one in fetching] == [SIZES[part] for part in (0, 1, 2, 1, 0, 1, 2)]
+
+
+@virtual
+async def test_who_failed_takes_those_behind_along_and_the_next_gets_a_new_stream(made: World) -> None:
+    await made.fetch(0)
+    made.bob.go_on.clear()
+    wrong = asyncio.create_task(made.links.request(made.to, Fetch(digest(body(1))), None, SIZES[1] + 1))
+    behind = asyncio.create_task(made.fetch(0))
+    await soon(made.bob.asked.wait())
+    made.bob.go_on.set()
+    with pytest.raises(ProtocolError):
+        await wrong
+    with pytest.raises(ConnectionLost, match="an earlier request to bob failed"):
+        await behind
+    assert (await made.fetch(2)).body == body(2)
+    assert len(made.bob.streams) == 2
 
 
 # -- greetings ---------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from potluck.protocol.effects import (
     WriteSnapshot,
 )
 from potluck.protocol.errand import RETRY_S
-from potluck.protocol.exchange import PUSH_S
+from potluck.protocol.incoming import PUSH_S
 from potluck.protocol.steward import Rules
 from potluck.protocol.swarm import EXPIRY_S
 from potluck.protocol.turn import AGAIN_S, ANSWER_S, RANK_S
@@ -809,7 +809,7 @@ def test_a_lone_peer_goes_through_a_round_by_itself() -> None:
     assert peer.poll(Cut) == [Cut(1, 0)]
     peer.core.cut_done(1, 0, 200.0)
     infos: list[PartInfo] = []
-    for reduce in peer.poll(Reduce):
+    for reduce in sorted(peer.poll(Reduce), key=lambda reduce: reduce.part):
         infos.append(result(reduce.part, (0, 200.0)))
         peer.core.reduced(1, 0, reduce.part, infos[-1], ())
     peer.say(tokens=0.0)

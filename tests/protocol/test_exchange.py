@@ -10,12 +10,13 @@ from msgspec.structs import replace
 
 from potluck.protocol.effects import Cut, Effect, Fetch, Note, Reduce, SendContribution, SendResult
 from potluck.protocol.errand import RETRY_S
-from potluck.protocol.exchange import PUSH_S, Exchange
+from potluck.protocol.exchange import PATIENCE, Exchange
+from potluck.protocol.incoming import PUSH_S
 from potluck.protocol.swarm import EXPIRY_S, Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound
 from potluck.wire.records import PartInfo
 
-from .support import BASE, member, only, peer_id, present, result, says, update
+from .support import BASE, committed, member, only, peer_id, present, result, says, update
 
 GRACE_S = 4.0
 
@@ -296,6 +297,51 @@ def test_a_description_that_can_not_be_is_not_taken_and_a_later_one_changes_noth
     ex.result(result(0))
     ex.result(replace(result(0), contributors=((1, 1.0),)))
     assert ex.held == (result(0),)
+
+
+def test_what_its_reducer_is_pushing_is_not_fetched_as_well() -> None:
+    """Nor are the others of that reducer, which come after it."""
+    ex, swarm = exchange(me=1, reducers=(1, 1)), present(1, 2, 3)
+    cut(ex, swarm)
+    one, other = result(0), result(1)
+    update(swarm, 0.0, says(1), says(2, held=(one, other)), says(3))
+    assert only(ex.poll(swarm, 0.0), Fetch) == []
+    ex.coming(one.digest, member(2), True, 0.9 * PUSH_S)
+    assert only(ex.poll(swarm, 3 * PUSH_S), Fetch) == []
+    ex.result(one)
+    ex.coming(one.digest, member(2), False, 3 * PUSH_S)
+    update(swarm, 3.5 * PUSH_S, says(1), says(2, held=(one, other)), says(3))
+    assert only(ex.poll(swarm, 3.9 * PUSH_S), Fetch) == []
+    assert [f.digest for f in only(ex.poll(swarm, 4 * PUSH_S), Fetch)] == [other.digest]
+
+
+def test_who_pushes_for_ever_is_not_waited_for_for_ever() -> None:
+    ex, swarm = exchange(me=1), present(1, 2, 3)
+    cut(ex, swarm)
+    info, now = result(1), PATIENCE * GRACE_S
+    update(swarm, 0.0, says(3, held=(info,)))
+    assert only(ex.poll(swarm, 0.0), Fetch) == []
+    ex.coming(info.digest, member(2), True, 0.0)
+    update(swarm, now, says(1), says(2), says(3, held=(info,)))
+    assert only(ex.poll(swarm, now), Fetch) == []
+    assert [f.source for f in only(ex.poll(swarm, now + 0.1), Fetch)] == [peer_id(3)]
+
+
+def test_after_the_commit_a_part_that_is_on_its_way_is_awaited() -> None:
+    ex, swarm = exchange(me=1, reducers=(1, 1)), present(1, 2, 3)
+    cut(ex, swarm)
+    one, other = result(0), result(1)
+    ex.coming(one.digest, member(2), True, 1.0)
+    ex.committed(committed(1, one, other))
+    assert ex.awaits(5.0)
+    ex.result(one)
+    ex.coming(one.digest, member(2), False, 5.0)
+    assert ex.awaits(5.0 + 0.9 * PUSH_S)
+    assert not ex.awaits(5.0 + PUSH_S)
+    ex.result(result(1, label="another"))
+    assert ex.held == (one,), "what was not committed is no result any more"
+    ex.result(other)
+    assert not ex.awaits(5.0)
 
 
 def test_a_member_fetches_what_another_holds_and_no_push_brought() -> None:

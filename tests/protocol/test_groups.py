@@ -26,7 +26,8 @@ from potluck.protocol.effects import (
     SendResult,
 )
 from potluck.protocol.errand import RETRY_S
-from potluck.protocol.exchange import LOOK_S, PUSH_S, Exchange
+from potluck.protocol.exchange import LOOK_S, Exchange
+from potluck.protocol.incoming import PUSH_S
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound
 from potluck.wire.messages import Answer

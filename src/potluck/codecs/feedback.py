@@ -19,12 +19,15 @@ class ErrorFeedback:
         self._decay = np.float32(decay)
 
     def add(
-        self, values: NDArray[np.float32], out: NDArray[np.float32] | None = None, part: slice = slice(None)
+        self,
+        values: NDArray[np.float32],
+        within: slice = slice(None),
+        out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
-        """What to encode: β · residual + ``values``, of a ``part`` of [n], into ``out``, which ``values`` may
-        be. Changes nothing here.
+        """What to encode: β · residual + ``values``, all [n], or that range of them; into ``out``, which may
+        be ``values``. Changes nothing else here.
         """
-        residual = self.residual[part]
+        residual = self.residual[within]
         if self._decay != 1:
             residual = np.multiply(residual, self._decay)
         return np.add(residual, values, out=out)

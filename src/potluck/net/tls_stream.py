@@ -22,6 +22,9 @@ CLOSE_S = 1.0
 WORKSPACE_BYTES = 1 << 18
 """How much is read from a socket at a time."""
 
+UNSENT_BYTES = 1 << 18
+"""So much waits in the system to be sent, besides what is under way: a send that is done is nearly sent."""
+
 _PIECE_BYTES = 1 << 18
 _FIRST_PIECE_BYTES = (1 << 14) - HEADER.size
 
@@ -143,7 +146,10 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         # asyncio sets it where it dials, but not where it accepts.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(AttributeError, OSError):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._workspace

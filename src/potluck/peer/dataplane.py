@@ -112,7 +112,7 @@ class DataPlane:
         return self._digest
 
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
-        """Take the model's parameters ``local`` [n], which become ours, as this round's contribution.
+        """Take the model's parameters ``local`` [n], ours from now on, as this round's contribution.
 
         Returns False, with nothing kept, when it holds NaN or infinity, or is absurd.
         """
@@ -120,7 +120,7 @@ class DataPlane:
         for bounds in self._bounds:
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
-                self._up.add(total[bounds], total[bounds], bounds)
+                self._up.add(total[bounds], bounds, out=total[bounds])
             if not _sound(total[bounds]):
                 return False
         self._cut = _Cut((round_, attempt), local, total, {})

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from potluck.codecs.base import said
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, VersionMismatch
@@ -34,11 +35,14 @@ REQUEST_S = 20.0
 IDLE_S = 120.0
 """A stream that was not used for so long is closed, in seconds."""
 
-LEAST_COMPRESSED = 1 << 16
-"""Content of fewer bytes travels as it is."""
+MUCH = 1 << 16
+"""Bodies of so many bytes tell how fast the uplink is."""
 
 AHEAD = 4
 """So many requests of one kind may be under way to one peer."""
+
+LEAST_COMPRESSED = 1 << 16
+"""Content of fewer bytes travels as it is."""
 
 SLOWEST = 20_000.0
 """A link slower than so many bytes/s is given up."""
@@ -65,13 +69,22 @@ class _Pipe:
     answered_at: float = 0.0
     broken: bool = False
 
-    def queue(self) -> tuple[asyncio.Future[Passed], asyncio.Future[Passed]]:
-        """A place behind the last request: what is done when that is answered, and what we are to finish."""
+    def queue(self, now: float) -> _Place:
+        """A place behind the last request."""
         before, self.last = self.last, asyncio.get_running_loop().create_future()
         if before is None:
             before = asyncio.get_running_loop().create_future()
             before.set_result(())
-        return before, self.last
+        return _Place(self, before, self.last, now)
+
+
+class _Place(NamedTuple):
+    """Among the requests on a stream: done when the one before is answered, and what we are to finish."""
+
+    pipe: _Pipe
+    before: asyncio.Future[Passed]
+    done: asyncio.Future[Passed]
+    started: float
 
 
 class _Line:
@@ -151,34 +164,37 @@ class Links:
             async with asyncio.timeout(None) as limit:
                 async with line.sending:
                     limit.reschedule(_now() + limit_s)
-                    pipe = await self._pipe(line, to)
-                    before, done = pipe.queue()
-                    started = _now()
-                    async with self._breaking(line, pipe, done):
-                        await pipe.stream.send(encode(message))
-                        if body:
-                            await pipe.stream.send(body)
-                if not before.done():
+                    place = await self._send(line, to, message, body)
+                if not place.before.done():
                     limit.reschedule(None)  # each has a time limit of its own
-                    await _turn(before, done, want)
+                    await _turn(place, want)
                     limit.reschedule(_now() + limit_s)
-                async with self._breaking(line, pipe, done):
-                    await self._pass(pipe, to, before.result())
-                    reply = await self._answered(pipe, to, len(body or b""), want, started)
-                    done.set_result(())
+                async with self._breaking(line, place):
+                    await self._pass(place, to)
+                    reply = await self._answered(place, to, len(body or b""), want)
+                    place.done.set_result(())
                     return reply
         except TimeoutError:
             raise ConnectionLost(f"{to.name} did not answer within {limit_s:.0f} s") from None
 
+    async def _send(self, line: _Line, to: Progress, message: Request, body: bytes | None) -> _Place:
+        """A request goes out, and gets its place among those that wait for answers."""
+        place = (await self._pipe(line, to)).queue(_now())
+        async with self._breaking(line, place):
+            await place.pipe.stream.send(encode(message))
+            if body:
+                await place.pipe.stream.send(body)
+        return place
+
     @contextlib.asynccontextmanager
-    async def _breaking(self, line: _Line, pipe: _Pipe, done: asyncio.Future[Passed]) -> AsyncIterator[None]:
+    async def _breaking(self, line: _Line, place: _Place) -> AsyncIterator[None]:
         """What goes wrong inside ends the stream, and all that wait for answers on it."""
         try:
             yield
         except BaseException:
-            pipe.broken = True
-            done.set_result(())
-            await self._end(line, pipe)
+            place.pipe.broken = True
+            place.done.set_result(())
+            await self._end(line, place.pipe)
             raise
 
     async def _pipe(self, line: _Line, to: Progress) -> _Pipe:
@@ -195,24 +211,31 @@ class Links:
                 raise
         return line.pipe
 
-    async def _pass(self, pipe: _Pipe, to: Progress, wants: Passed) -> None:
+    async def _pass(self, place: _Place, to: Progress) -> None:
         """Let answers go by that nobody waits for any more."""
-        if pipe.broken:
+        if place.pipe.broken:
             raise ConnectionLost(f"an earlier request to {to.name} failed, and its stream with it")
-        for want in wants:
-            answer = await _answer(pipe.stream)
-            if answer.ok and want:
-                await _content(pipe.stream, to, answer, want)
+        for want in place.before.result():
+            await self._content(await _answer(place.pipe.stream), place.pipe, to, want)
 
-    async def _answered(self, pipe: _Pipe, to: Progress, sent: int, want: int, started: float) -> Reply:
+    async def _answered(self, place: _Place, to: Progress, sent: int, want: int) -> Reply:
         """The answer to a request of ``sent`` bytes, the oldest on its stream."""
+        pipe = place.pipe
         answer = await _answer(pipe.stream)
-        if sent >= 1 << 16:
-            self._measure(sent, _now() - max(started, pipe.answered_at))
+        if sent >= MUCH:
+            self._measure(sent, _now() - max(place.started, pipe.answered_at))
         pipe.answered_at = _now()
+        return await self._content(answer, pipe, to, want)
+
+    async def _content(self, answer: Answer, pipe: _Pipe, to: Progress, want: int) -> Reply:
+        """An answer, and what follows it."""
         if not answer.ok or not want:
             return Reply(answer)
-        return Reply(answer, await _content(pipe.stream, to, answer, want))
+        if answer.size != want:
+            raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
+        if answer.compressed >= want:
+            raise ProtocolError(f"{to.name} sent {want} bytes as {answer.compressed} compressed ones")
+        return Reply(answer, await _exactly(pipe.stream, answer.compressed or want))
 
     def _measure(self, size: int, took_s: float) -> None:
         speed = size / max(took_s, 1e-6)
@@ -234,8 +257,9 @@ class Links:
                 await self._end(line, line.pipe)
 
 
-async def _turn(before: asyncio.Future[Passed], done: asyncio.Future[Passed], want: int) -> None:
+async def _turn(place: _Place, want: int) -> None:
     """Wait until what was asked before us is answered; who gives up leaves its answer to the next."""
+    before, done = place.before, place.done
     try:
         await asyncio.wait([before])  # not the future itself, which is not ours to cancel
     except BaseException:
@@ -261,15 +285,6 @@ async def _exactly(stream: Stream, size: int) -> bytes:
     return body
 
 
-async def _content(stream: Stream, to: Progress, answer: Answer, want: int) -> bytes:
-    """The ``want`` bytes of content that follow an answer, as they travelled."""
-    if answer.size != want:
-        raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
-    if answer.compressed >= want:
-        raise ProtocolError(f"{to.name} sent {want} bytes as {answer.compressed} compressed ones")
-    return await _exactly(stream, answer.compressed or want)
-
-
 async def _answer(stream: Stream) -> Answer:
     answer: Answer = decode(await stream.receive(HEADER_BYTES), Answer)
     return answer
@@ -286,6 +301,7 @@ class Desk:
         take_partial: the same of the mean of what a group gave.
         take_result: a result is here; verifies and keeps it.
         find: content by digest.
+        coming: a push of a result begins (True), or has ended.
     """
 
     def __init__(
@@ -298,12 +314,13 @@ class Desk:
         take_partial: Callable[[PushPartial, Member, bytes], Awaitable[Answer]],
         take_result: Callable[[PushResult, bytes], Awaitable[Answer]],
         find: Callable[[str], Awaitable[bytes | None]],
+        coming: Callable[[PushResult, Member, bool], None] = lambda push, member, begins: None,
     ) -> None:
         self._run = run
         self._sizes, self._partial_sizes = contribution_sizes, partial_sizes
         self._take_contribution, self._take_partial = take_contribution, take_partial
         self._take_result = take_result
-        self._find = find
+        self._find, self._coming = find, coming
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -344,14 +361,22 @@ class Desk:
             body = await _sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_partial(request, member, body)))
         elif isinstance(request, PushResult):
-            due = self._due(self._sizes, request.held.part, True)
-            with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
-            body = await _sized(stream, request.held.part, request.held.size, with_tally)
-            await stream.send(encode(await self._take_result(request, body)))
+            await self._serve_result(stream, request, member)
         elif isinstance(request, Fetch):
             await self._serve_content(stream, request)
         else:
             raise ProtocolError("a second Hello on one stream")
+
+    async def _serve_result(self, stream: Stream, request: PushResult, member: Member) -> None:
+        due = self._due(self._sizes, request.held.part, True)
+        with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
+        self._coming(request, member, True)
+        try:
+            body = await _sized(stream, request.held.part, request.held.size, with_tally)
+            answer = await self._take_result(request, body)
+        finally:
+            self._coming(request, member, False)
+        await stream.send(encode(answer))
 
     async def _serve_content(self, stream: Stream, request: Fetch) -> None:
         found = await self._find(request.digest)

@@ -246,6 +246,7 @@ class Node:
             take_partial=self._take_partial,
             take_result=self._take_result,
             find=self.actions.find,
+            coming=self._coming,
         )
         self._core_built = True
 
@@ -354,6 +355,9 @@ class Node:
 
     async def _take_result(self, push: PushResult, body: bytes) -> Any:
         return await self.actions.take_result(push, body)
+
+    def _coming(self, push: PushResult, member: Member, begins: bool) -> None:
+        self.core.coming(push, member, begins, self._now())
 
     def _note(self, text: str) -> None:
         log.info("%s", text)

@@ -31,7 +31,7 @@ from potluck.protocol.swarm import Swarm
 from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
 from potluck.protocol.written import Written
-from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial
+from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial, PushResult
 from potluck.wire.records import (
     Commit,
     Entry,
@@ -156,12 +156,12 @@ class PeerCore:
         self._say()
 
     def _spread_on(self, body: Commit, now: float) -> None:
-        """A large round is committed when two have each part: by then most have not got them yet."""
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None and exchange.groups > 1:
+        """A round is committed when two have each part: by then others have not got them yet."""
+        self._spreading, self.exchange = self.exchange, None
+        if (exchange := self._spreading) is not None:
             exchange.committed(body)
-            self._spreading = exchange
-            self._patient_until = now + exchange.grace_s / 2 if exchange.index is not None else 0.0
+            large = exchange.groups > 1 and exchange.index is not None
+            self._patient_until = now + exchange.grace_s / 2 if large else 0.0
 
     def _granted(self, body: Grant, now: float) -> None:
         self._grants = Granted(now, {**self._grants.to, **dict.fromkeys(self.view.moved, now)})
@@ -365,27 +365,25 @@ class PeerCore:
     def result(self, round_: int, attempt: int, info: PartInfo, now: float) -> None:
         """A result was pushed to us, verified and stored."""
         self.catchup.fetched(info.digest, True, 0.0)
-        spreading = self._spreading
+        if (exchange := self._open_or_spread(round_, attempt)) is not None:
+            exchange.result(info)
         if self._in(round_, attempt):
-            self._exchange().result(info)
             self._say(self._exchange().vouches(info.part, self.swarm, now))
-        elif spreading is not None and (spreading.round, spreading.attempt) == (round_, attempt):
-            commit = self.view.commits.get(round_)
-            if commit is not None and info.digest in {part.digest for part in commit.parts}:
-                spreading.result(info)
+
+    def coming(self, push: PushResult, member: Member, begins: bool, now: float) -> None:
+        """A push of a result to us begins, or has ended, well or not."""
+        if (exchange := self._open_or_spread(push.round, push.attempt)) is not None:
+            exchange.coming(push.held.digest, member, begins, now)
 
     def sent(
         self, round_: int, attempt: int, part: int, to: str, digest: str | None, answer: Answer, now: float
     ) -> None:
         """A contribution (``digest`` None) or result was delivered, refused, or failed (retry)."""
-        spreading = self._spreading
-        if spreading is not None and (spreading.round, spreading.attempt) == (round_, attempt):
-            spreading.sent(part, to, digest, answer.ok, answer.retry, now)
-        if self._in(round_, attempt):
-            self._exchange().sent(part, to, digest, answer.ok, answer.retry, now)
-            if not answer.ok and not answer.retry:
-                name = (self.swarm.last(to) or Progress(peer=to, session="")).name or to[:8]
-                self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}")
+        if (exchange := self._open_or_spread(round_, attempt)) is not None:
+            exchange.sent(part, to, digest, answer.ok, answer.retry, now)
+        if self._in(round_, attempt) and not answer.ok and not answer.retry:
+            name = (self.swarm.last(to) or Progress(peer=to, session="")).name or to[:8]
+            self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}")
 
     def fetches_result(self, digest: str) -> bool:
         """Whether content is being fetched as a result of the open round."""
@@ -401,9 +399,11 @@ class PeerCore:
             if info is not None:
                 self._say(self.exchange.vouches(info.part, self.swarm, now))
 
+    def _open_or_spread(self, round_: int, attempt: int) -> Exchange | None:
+        return next((e for e in (self.exchange, self._spreading) if e and e.of == (round_, attempt)), None)
+
     def _in(self, round_: int, attempt: int) -> bool:
-        exchange = self.exchange
-        return exchange is not None and (exchange.round, exchange.attempt) == (round_, attempt)
+        return self.exchange is not None and self.exchange.of == (round_, attempt)
 
     def _exchange(self) -> Exchange:
         assert self.exchange is not None
@@ -436,7 +436,7 @@ class PeerCore:
 
     def poll(self, now: float) -> list[Effect]:
         """Everything that is due now."""
-        patient = now < self._patient_until
+        patient = now < self._patient_until or (self._spreading is not None and self._spreading.awaits(now))
         effects: list[Effect] = self.catchup.poll(self.view, self.swarm, now, patient)
         if not self._caught_up and self.view.genesis is not None and self.catchup.round == self.view.round:
             self._caught_up = True

@@ -27,14 +27,15 @@ from potluck.protocol.effects import (
 )
 from potluck.protocol.errand import Errand
 from potluck.protocol.gathering import Gathering
+from potluck.protocol.incoming import PUSH_S, Incoming
 from potluck.protocol.plan import ring
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import MAX_WEIGHT, OpenRound, fault
 from potluck.wire.messages import Answer, Progress
 from potluck.wire.records import Commit, Held, Member, PartInfo
 
-PUSH_S = 1.0
-"""How long a member waits for a result's push once another holds it, before it fetches it, in seconds."""
+PATIENCE = 2
+"""What its reducer is pushing is fetched from another after so many grace periods all the same."""
 
 LOOK_S = 0.5
 """How often one looks for results that others hold, in seconds."""
@@ -72,6 +73,7 @@ class Exchange:
     def __init__(self, open_: OpenRound, me: Member, now: float) -> None:
         self.round = open_.round
         self.attempt = open_.attempt
+        self.of = open_.round, open_.attempt
         self.members = open_.members
         self.groups = open_.groups
         self.me = me
@@ -86,6 +88,8 @@ class Exchange:
         self._pushes: dict[tuple[int, str, int], Errand] = {}
         self._fetches: dict[str, Errand] = {}
         self._look_at = 0.0
+        self._incoming = Incoming()
+        self._committed: dict[int, Held] = {}
 
     @property
     def held(self) -> tuple[PartInfo, ...]:
@@ -221,8 +225,14 @@ class Exchange:
 
     def result(self, info: PartInfo) -> None:
         """A result is here, verified against its digest."""
-        if info.part < len(self._parts) and fault(info, len(self.members)) is None:
+        wanted = self._committed.get(info.part, info.held) == info.held
+        if wanted and info.part < len(self._parts) and fault(info, len(self.members)) is None:
             self._parts[info.part].results.setdefault(info.digest, info)
+
+    def coming(self, digest: str, member: Member, begins: bool, now: float) -> None:
+        """A push of a result to us begins, or has ended, well or not."""
+        if (index := self._index(member)) is not None:
+            self._incoming.heard(index, digest, begins, now)
 
     def sent(self, part: int, to: str, digest: str | None, ok: bool, retry: bool, now: float) -> None:
         """A send ended: taken, refused for good, or (``retry``) to be tried again."""
@@ -232,15 +242,14 @@ class Exchange:
 
     def fetched(self, digest: str, info: PartInfo | None, now: float) -> None:
         """A fetch ended; a result that came is ours now."""
-        errand = self._fetches.get(digest)
-        if errand is None:
-            return
-        errand.ended(info is not None, now)
-        if info is not None:
-            self.result(info)
+        if (errand := self._fetches.get(digest)) is not None:
+            errand.ended(info is not None, now)
+            if info is not None:
+                self.result(info)
 
     def committed(self, commit: Commit) -> None:
         """The round is decided: what was committed is spread on, what was not is no result any more."""
+        self._committed = {info.part: info.held for info in commit.parts}
         for info in commit.parts:
             state = self._parts[info.part]
             state.results = {d: known for d, known in state.results.items() if d == info.digest}
@@ -266,8 +275,8 @@ class Exchange:
             if self._cut.due(now):
                 self._cut.flying = True
                 effects.append(Cut(self.round, self.attempt))
-            for part, state in enumerate(self._parts):
-                if not state.results:
+            for part in self._in_turn(range(len(self._parts))):
+                if not self._parts[part].results:
                     effects += self._contribute(part, swarm, now)
                     effects += self._gather(part, swarm, now)
                     effects += self._reduce(part, swarm, now)
@@ -364,7 +373,7 @@ class Exchange:
             return
         own = self.index % self.groups
         if state.reduced:
-            yield from (i for i in self._group(own) if i != self.index)
+            yield from (i for i in self._in_turn(self._group(own)) if i != self.index)
             for group in range(self.groups):
                 acting = self._acting(part, group, swarm, now, digest) if group != own else None
                 if acting is not None:
@@ -395,17 +404,32 @@ class Exchange:
         for digest, some in offers.items():
             pushed_s = PUSH_S if self.index is not None else 0.0
             errand = self._fetches.setdefault(digest, Errand(retry_at=now + pushed_s))
-            if errand.due(now):
+            if errand.due(now) and not self._expects(some[0][0], now):
                 held, source = some[errand.tries % len(some)]
                 errand.flying, errand.tries = True, errand.tries + 1
                 effects.append(Fetch(digest, held.size, source))
         return effects
+
+    def _expects(self, held: Held, now: float) -> bool:
+        """Whether a result comes by itself. A reducer that never comes to an end is waited for no longer."""
+        in_time = now <= self._parts[held.part].due_since + PATIENCE * self.grace_s
+        return in_time and self._incoming.expects(held.digest, self._reducers[held.part], now)
+
+    def awaits(self, now: float) -> bool:
+        """Whether some result of the committed round that is not here is on its way."""
+        lacking = (held for part, held in self._committed.items() if not self._parts[part].results)
+        return self.index is not None and any(self._expects(held, now) for held in lacking)
 
     # -- who is who ------------------------------------------------------------------------------
 
     def _index(self, member: Member) -> int | None:
         index = self._places.get(member.peer)
         return index if index is not None and self.members[index] == member else None
+
+    def _in_turn(self, numbers: range) -> Iterator[int]:
+        """Beginning after our own place: else all would send to the same one first."""
+        first = (self.index or 0) // numbers.step + 1
+        return (numbers[i % len(numbers)] for i in range(first, first + len(numbers)))
 
     def _group(self, group: int) -> range:
         return range(group, len(self.members), self.groups)

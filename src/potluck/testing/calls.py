@@ -13,8 +13,8 @@ from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import Fetch, SendContribution, SendPartial, SendResult
 from potluck.store.contents import MemoryStore
 from potluck.testing.machine import Machine
-from potluck.wire.messages import Answer, PushContribution, PushPartial
-from potluck.wire.records import Member
+from potluck.wire.messages import Answer, PushContribution, PushPartial, PushResult
+from potluck.wire.records import Held, Member
 from potluck.wire.result import describe
 
 if TYPE_CHECKING:
@@ -151,15 +151,18 @@ class Caller(ABC):
 
         if raw is not None:
             self.sim.outcome.request_bytes += len(raw)
-            self._request("result", effect.to, lambda peer: peer.take_result(*where[:2], raw), answered)
+            push = PushResult(*where[:2], Held(effect.part, effect.digest, len(raw)))
+            self._request("result", effect.to, lambda peer: peer.take_result(push, self.me, raw), answered)
 
-    def take_result(self, round_: int, attempt: int, raw: bytes) -> Answer:
+    def take_result(self, push: PushResult, member: Member, raw: bytes) -> Answer:
         """A result came."""
-        if not self._keep(raw):
-            return Answer(False, "it could not be kept", retry=True)
-        self.core.result(round_, attempt, described(raw)[1], self.machine.now)
+        self.core.coming(push, member, True, self.machine.now)
+        kept = self._keep(raw)
+        if kept:
+            self.core.result(push.round, push.attempt, described(raw)[1], self.machine.now)
+        self.core.coming(push, member, False, self.machine.now)
         self.poll()
-        return Answer(True)
+        return Answer(True) if kept else Answer(False, "it could not be kept", retry=True)
 
     def _keep(self, raw: bytes) -> bool:
         """Store content that came from elsewhere, if the disk takes it."""
