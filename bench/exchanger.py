@@ -30,11 +30,11 @@ class Still(torch.optim.Optimizer):
 
 
 class Values(torch.nn.Module):
-    """One vector, zero at first. What goes through counts as work, and is not looked at."""
+    """One vector, at random of this scale. What goes through counts as work, and is not looked at."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, scale: float = 0.0) -> None:
         super().__init__()
-        self.values = torch.nn.Parameter(torch.zeros(size))
+        self.values = torch.nn.Parameter(torch.randn(size) * scale if scale else torch.zeros(size))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return tokens

@@ -13,11 +13,13 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bench.exchanger import Values
 
 import potluck
 
@@ -25,7 +27,7 @@ import potluck
 @dataclass(frozen=True)
 class Options:
     """``invite`` is the hub's. Two layers of ``width`` × ``inner``, or ``values`` in one vector. ``pace_s``
-    is the time of a step. ``optimizer`` is the name of one of PyTorch's.
+    is the time of a step.
     """
 
     invite: str
@@ -38,7 +40,6 @@ class Options:
     batch: int = 16
     pace_s: float = 0.15
     values: int = 0
-    optimizer: str = "AdamW"
 
 
 def say(**fields: object) -> None:
@@ -49,6 +50,8 @@ def say(**fields: object) -> None:
 def model(options: Options) -> torch.nn.Module:
     """The same on every peer."""
     torch.manual_seed(0)
+    if options.values:
+        return Values(options.values, scale=0.02)
     return torch.nn.Sequential(
         torch.nn.Linear(options.width, options.inner),
         torch.nn.Tanh(),
@@ -69,7 +72,10 @@ def train(options: Options, *, host: bool) -> None:
         run = potluck.join(options.invite, trained, **where)
     say(joined=run.round, peer=run.state.peer, session=run.state.session)
     with run:
-        _loop(run, trained, options)
+        if isinstance(trained, Values):
+            _train_values(run, trained, options)
+        else:
+            _loop(run, trained, options)
     say(left=run.round)
 
 
@@ -86,6 +92,20 @@ class Numbered:
         return self._rows[number], number
 
 
+def _train_values(run: potluck.Run, trained: Values, options: Options) -> None:
+    """Steps that move all values a little at random, and take next to no time."""
+    optimizer = run.optimizer(torch.optim.SGD(trained.parameters(), lr=1e-3))
+    own = torch.Generator().manual_seed(zlib.crc32(options.name.encode()))
+    trained.values.grad = torch.randn(options.values, generator=own)
+    pace, due = threading.Event(), time.monotonic()
+    batch = torch.zeros(options.batch, dtype=torch.int64)
+    while True:
+        trained(batch)
+        optimizer.step()
+        due = max(due + options.pace_s, time.monotonic())
+        pace.wait(due - time.monotonic())
+
+
 def _batches(run: potluck.Run, options: Options) -> Iterator[torch.Tensor]:
     """The run's data if it shares some out, and says which samples before they are trained on; else noise."""
     samples = run.recipe.data.samples
@@ -98,7 +118,7 @@ def _batches(run: potluck.Run, options: Options) -> Iterator[torch.Tensor]:
 
 
 def _loop(run: potluck.Run, trained: torch.nn.Module, options: Options) -> None:
-    optimizer = run.optimizer(getattr(torch.optim, options.optimizer)(trained.parameters(), lr=1e-4))
+    optimizer = run.optimizer(torch.optim.AdamW(trained.parameters(), lr=1e-4))
     pace, due = threading.Event(), time.monotonic()
     tokens, told_round, told_at = 0, -1, 0.0
     for x in _batches(run, options):
@@ -121,7 +141,6 @@ def _loop(run: potluck.Run, trained: torch.nn.Module, options: Options) -> None:
 
 def exchange(options: Options) -> None:
     """Take part in rounds of one vector; who has a recipe is the host."""
-    from bench.exchanger import Values
     from bench.exchanger import exchange as loop
 
     watcher, model = Watcher(), Values(options.values)
