@@ -49,7 +49,7 @@ LARGE = {"values": 12_500_000, "batch": 4, "pace_s": 0.25}
 
 def recipe(options: dict[str, Any], round_s: float, codec: str = "int8") -> Recipe:
     tokens = int(PEERS * options["batch"] / options["pace_s"] * round_s)
-    rounds = Rounds(tokens=tokens, grace_s=3.0, snapshot_every=4, parts=16, codec=codec)
+    rounds = Rounds(tokens=tokens, grace_s=3.0, snapshot_every=8, parts=16, codec=codec)
     return Recipe(name="faults", rounds=rounds, outer=Outer(kind="nesterov", lr=0.7, momentum=0.9))
 
 

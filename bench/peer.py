@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._dynamo  # what the first optimizer would import later
 from bench.exchanger import Values
 
 import potluck

@@ -40,6 +40,8 @@ class Store:
         self.directory = directory
         self._lock = threading.Lock()
         self._writing: set[Path] = set()
+        self._known: set[Path] = set()
+        """Subdirectories whose own names survive a crash of the machine."""
         if create:
             with in_words(directory, "make"):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,9 @@ class Store:
                 os.fsync(file.fileno())
             temporary.replace(path)
         sync_directory(path.parent)
-        sync_directory(self.directory)
+        if path.parent not in self._known:
+            sync_directory(self.directory)
+            self._known.add(path.parent)
 
     @contextlib.contextmanager
     def _temporary(self, directory: Path) -> Iterator[tuple[int, Path]]:
