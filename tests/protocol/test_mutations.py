@@ -144,8 +144,8 @@ def carry_lost(patch: Patch) -> None:
 def member_residual_forgotten(patch: Patch) -> None:
     """What encoding took from a contribution is not given with the next one."""
 
-    def add(self: ErrorFeedback, values: Any) -> Any:
-        return np.add(self.residual if self.residual.size < 40 else 0, values).astype(np.float32)
+    def add(self: ErrorFeedback, values: Any, within: slice = slice(None), out: Any = None) -> Any:
+        return np.add(self.residual[within] if self.residual.size < 40 else 0, values, out=out)
 
     patch.setattr(ErrorFeedback, "add", add)
 
@@ -420,7 +420,7 @@ MUTATIONS = [
     Mutation(carry_lost, "own progress"),
     Mutation(member_residual_forgotten, "progress and residual"),
     Mutation(reducer_residual_forgotten, "the mean and the residual"),
-    Mutation(residual_not_handed_on, "progress and residual"),
+    Mutation(residual_not_handed_on, "and (the )?residual"),
     Mutation(momentum_not_saved, "CorruptData"),
     Mutation(ack_skipped, "leaves living members out", LAGS, 20),
     Mutation(stale_contribution, "the mean and the residual"),
