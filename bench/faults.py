@@ -123,7 +123,9 @@ class Trials:
         return float(found[0]["at"] - at)
 
     def join(self) -> dict[str, float]:
-        """A peer comes from nothing. Seconds from when its program has imported all, to each step."""
+        """A peer comes from nothing. Seconds from when its program has imported all, to each step, and what it
+        had received when it had the state.
+        """
         self.settle()
         actor = self.stage.play("join", self._name(), HOSTS[-1])
         inside = self.stage.until("its work is in a commit", LIMIT_S, lambda: self._commit_with(actor.name))
@@ -131,7 +133,11 @@ class Trials:
         assert ready is not None
         assert joined is not None
         self.stage.kill(actor)
-        return {"joined_s": joined["at"] - ready["at"], "committed_s": inside["at"] - ready["at"]}
+        return {
+            "joined_s": joined["at"] - ready["at"],
+            "received_mb": joined["received"] / 1e6,
+            "committed_s": inside["at"] - ready["at"],
+        }
 
     def _commit_with(self, name: str) -> dict[str, Any] | None:
         return next((c for c in self.stage.commits() if name in c["contributors"]), None)

@@ -71,7 +71,8 @@ def train(options: Options, *, host: bool) -> None:
         run = potluck.host(recipe, trained, hub=options.invite, **where)
     else:
         run = potluck.join(options.invite, trained, **where)
-    say(joined=run.round, peer=run.state.peer, session=run.state.session)
+    here = run.state
+    say(joined=run.round, peer=here.peer, session=here.session, received=here.bytes_received)
     with run:
         if isinstance(trained, Values):
             _train_values(run, trained, options)
