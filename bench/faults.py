@@ -123,7 +123,7 @@ class Trials:
         return float(found[0]["at"] - at)
 
     def join(self) -> dict[str, float]:
-        """A peer comes from nothing. Seconds from when its program has imported all, to each step, and what it
+        """A peer comes from nothing. Seconds from when its program has imported all, to each step; what it
         had received when it had the state.
         """
         self.settle()
@@ -198,7 +198,7 @@ def run(args: argparse.Namespace, directory: Path) -> None:
         bar("kill_to_commit_s", statistics.median(found["kill"]), "s")
         bar("hub_kill_to_commit_s", statistics.median(found["hub"]), "s")
     if "join" in wanted:
-        joins = potluck_joins(directory / "join", max(1, args.trials // 2), args.codec, args.round_s)
+        joins = potluck_joins(directory / "join", args.trials, args.codec, args.round_s)
         bound_s = STATE_BYTES * 8 / (MBIT * 1e6)
         tell("potluck", joins=joins, bound_s=bound_s)
         bar("join_over_bound", statistics.median(j["committed_s"] for j in joins) / bound_s, "ratio")
