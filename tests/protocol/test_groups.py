@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from potluck.protocol.effects import (
@@ -646,8 +646,9 @@ class Nine:
             self.ledger.append(round_of((self.random.randrange(9), self.random.randrange(9))))
         for n, ex in enumerate(self.members):
             if self.seen[n] < len(self.ledger) - 1 and not self.chance():
+                for open_ in self.ledger[self.seen[n] + 1 :]:  # one after the other, as a peer follows records
+                    ex.follow(open_, now)
                 self.seen[n] = len(self.ledger) - 1
-                ex.follow(self.ledger[-1], now)
             gone = [m for m in EVERYONE if m != n and not ex.reduces_any and self.chance()]
             for effect in ex.poll(present(*(m for m in EVERYONE if m not in gone), at=now), now):
                 self.happen(n, effect, now)
@@ -685,6 +686,7 @@ class Nine:
 
 
 @settings(max_examples=150, deadline=None)
+@example(98733)
 @given(st.integers(0, 1 << 32))
 def test_each_counts_once_whoever_gathers_and_reduces_and_whatever_is_lost(seed: int) -> None:
     """Members are taken for dead by some and not by others, parts change hands, messages and answers are
