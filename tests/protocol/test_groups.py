@@ -646,7 +646,7 @@ class Nine:
             self.ledger.append(round_of((self.random.randrange(9), self.random.randrange(9))))
         for n, ex in enumerate(self.members):
             if self.seen[n] < len(self.ledger) - 1 and not self.chance():
-                for open_ in self.ledger[self.seen[n] + 1 :]:  # one after the other, as a peer follows records
+                for open_ in self.ledger[self.seen[n] + 1 :]:  # as a peer follows records
                     ex.follow(open_, now)
                 self.seen[n] = len(self.ledger) - 1
             gone = [m for m in EVERYONE if m != n and not ex.reduces_any and self.chance()]
