@@ -100,6 +100,7 @@ class Run:
         trainer = Trainer(model, self._node.actions.handover)
         trainer.check(self._node.genesis.tensors)
         self._trainer = trainer
+        self._call(self._node.enlist(), ANSWER_S)
         _warm_up()
         self._call(self._node.ready(), None)
         self._take_state()

@@ -186,7 +186,7 @@ def test_what_came_before_training_began_is_taken_once() -> None:
 
 
 def test_speed_and_loss_are_running_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([90.0, 100.0, 102.0, 103.0, 103.0])
+    times = iter([100.0, 102.0, 103.0, 103.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
     model = Model()
     model.step(10, 4.0)
@@ -210,10 +210,12 @@ def test_a_trainer_is_idle_since_its_last_step_or_since_it_began(monkeypatch: py
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     model = Model()
     now[0] = 13.0
-    assert model.handover.idle_s == 3.0
+    assert model.handover.idle_s == 0.0, "it waits for the state"
+    assert not model.handover.begun
     model.handover.begin()
-    assert model.handover.idle_s == 0.0
+    assert model.handover.begun
     now[0] = 15.0
+    assert model.handover.idle_s == 2.0
     model.step()
     now[0] = 19.0
     assert model.handover.idle_s == 4.0

@@ -444,6 +444,21 @@ def test_patience_counts_from_the_last_reassignment() -> None:
     assert isinstance(decided(view, swarm, now=18.0, times=Times(0.0, 0.5)).body, Open)
 
 
+@pytest.mark.parametrize(
+    ("round_", "done", "waits"), [(1, 210.0, True), (0, 210.0, True), (-1, 210.0, False), (1, 261.0, False)]
+)
+def test_a_round_waits_a_moment_for_a_joiner_that_has_nearly_caught_up(
+    round_: int, done: float, waits: bool
+) -> None:
+    # 200 tokens make a round, and the two trainers do 60 of them a second.
+    view = view_of(genesis(), opened(), committed())
+    trainers = [says(n, round=1, tokens=done / 2, tokens_per_s=30.0) for n in (1, 2)]
+    joiner = says(3, phase="joining", round=round_, state="", name="carol")
+    decision = decided(view, heard(*trainers, joiner), now=SETTLE_S)
+    assert (decision == Decision(None, "carol nearly caught up with round 1")) == waits
+    assert isinstance(decision.body, Open) != waits
+
+
 # -- snapshots ---------------------------------------------------------------------------------------
 
 

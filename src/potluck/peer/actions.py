@@ -356,7 +356,8 @@ class Actions:
         await self._synced()  # what is reported as applied is committed on this disk too
         state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
         # Who does not train takes nothing up: without this every shared state would be kept for it, for ever.
-        self.handover.offer(carry if self.core.trains else Carry(carry.theta, None))
+        trains = self.core.trains and self.handover.begun
+        self.handover.offer(carry if trains else Carry(carry.theta, None))
         self.core.applied(self.state.plane.round, state, loaded)
 
     async def _write_snapshot(self, effect: WriteSnapshot) -> None:

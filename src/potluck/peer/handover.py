@@ -80,7 +80,7 @@ class Handover:
         self._work = Work()
         self._in_flight = 0.0
         self._last_step: float | None = None
-        self._began = time.monotonic()
+        self._began: float | None = None
         self.over: str | None = None
         """Why the run is over, once it is."""
         self.failure: BaseException | None = None
@@ -145,11 +145,16 @@ class Handover:
 
     @property
     def idle_s(self) -> float:
-        """How long ago the last step ended, or training began; 0 while it waits for data, at a boundary."""
+        """How long ago the last step ended, or training began; 0 before, and while it waits for data."""
         with self._lock:
-            if self._waiting:
-                return 0.0
-            return time.monotonic() - (self._began if self._last_step is None else self._last_step)
+            since = self._began if self._last_step is None else self._last_step
+            return time.monotonic() - since if since is not None and not self._waiting else 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a trainer that takes new shared states up."""
+        with self._lock:
+            return self._began is not None
 
     @property
     def demand(self) -> Demand:

@@ -401,11 +401,14 @@ class Node:
         if self._failure.done():
             self._failure.result()
 
-    async def train(self) -> None:
-        """There is a model now: from here on this peer contributes, if it was to."""
-        self.actions.handover.begin()
-        self.actions.handover.ask = functools.partial(_soon, asyncio.get_running_loop(), self.announce)
+    async def enlist(self) -> None:
+        """There is a model that fits: once the state is here, this peer contributes, if it was to."""
         self.core.trains = self._place.trains
+
+    async def train(self) -> None:
+        """The model has the state: its training begins."""
+        self.actions.handover.ask = functools.partial(_soon, asyncio.get_running_loop(), self.announce)
+        self.actions.handover.begin()
         self.announce()
 
     async def asset(self, blob: Blob) -> bytes:

@@ -24,6 +24,10 @@ from potluck.wire.records import Body, Commit, Finish, Grant, Held, Member, Open
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
 
+NEAR_S = 1.0
+NEAR_ROUNDS = 3
+"""The next round waits so long, while all train on, for a joiner that is so few rounds from its beginning."""
+
 IDLE_S = 5.0
 """A trainer that has not stepped for so long, and for four of its usual steps, is no member, in seconds."""
 
@@ -158,10 +162,19 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
     late = [p.name or p.peer[:8] for p in trainers if p.round < view.round]
     if late and now - times.committed < SETTLE_S:
         return Decision(None, f"{', '.join(late)} still applying round {view.round}")
+    near = _near(view, swarm, now)
+    if near and done < rules.round_tokens + NEAR_S * sum(p.tokens_per_s for p in ready):
+        return Decision(None, f"{_names(near)} nearly caught up with round {view.round}")
     reason = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {_names(ready)}"
     if done < rules.round_tokens:
         reason = f"the data is used up: the last {done:,.0f} tokens, done by {_names(ready)}"
     return Decision(_open(view, ready, base, rules, reason), reason)
+
+
+def _near(view: RunView, swarm: Swarm, now: float) -> list[Progress]:
+    """Joiners that have a state, and few rounds still to apply to it."""
+    least = max(0, view.round - NEAR_ROUNDS)
+    return [p for p in swarm.alive(now) if p.phase == "joining" and p.round >= least]
 
 
 def _used_up(view: RunView, trainers: Sequence[Progress], done: float) -> bool:
