@@ -20,6 +20,7 @@ from potluck.codecs.fp32 import Fp32
 from potluck.errors import CorruptData
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
+from potluck.peer.spare import Spare
 from potluck.reduce.mean import weighted_mean
 from potluck.wire.records import Commit, PartInfo
 
@@ -100,7 +101,8 @@ class DataPlane:
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
         self._cut: _Cut | None = None
-        self._total = np.empty_like(theta)  # kept: fresh memory costs more than all that is done with it
+        self._total = np.empty_like(theta)
+        self._spare = Spare()
         self._reduced: dict[int, Vector] = {}
         self._results: dict[tuple[int, str], Vector] = {}
 
@@ -186,7 +188,7 @@ class DataPlane:
         """
         assert commit.round == self.round + 1, "commits are applied in order"
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
-        origin, any_included = cut.local if cut is not None else self.theta.copy(), False
+        origin, any_included = cut.local if cut is not None else self._copy(), False
         for info, bounds in zip(commit.parts, self._bounds, strict=True):
             included = cut is not None and index in dict(info.contributors)
             if cut is not None and included:
@@ -204,7 +206,12 @@ class DataPlane:
         self._cut = None
         self._results.clear()
         self._reduced.clear()
-        return Carry(self.theta.copy(), origin, any_included)
+        return Carry(self._copy(), origin, any_included)
+
+    def _copy(self) -> Vector:
+        copy = self._spare.take(self.theta.size)
+        np.copyto(copy, self.theta)
+        return copy
 
     def _settle_down(self, info: PartInfo, decoded: Vector, index: int | None, bounds: slice) -> None:
         """Our result counted: keep what it lost. Another's did: our old residual goes up with our share."""

@@ -15,6 +15,7 @@ import torch
 from potluck.errors import ModelMismatch, RunOver, UsageError
 from potluck.peer.dataplane import Carry, Vector, carried
 from potluck.peer.handover import Handover
+from potluck.peer.spare import Spare
 from potluck.wire.records import TensorSpec
 
 WAIT_S = 0.2
@@ -39,6 +40,7 @@ class Trainer:
         self._step_tokens: int | None = None
         self._threads = 0
         self._hooks: list[Any] = []
+        self._spare = Spare()
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -65,9 +67,13 @@ class Trainer:
 
     def read(self) -> Vector:
         """The trained parameters [n], a copy."""
+        vector = self._spare.take(sum(p.numel() for p in self._parameters.values()))
+        flat, start = torch.from_numpy(vector), 0
         with torch.no_grad():
-            flat = [p.detach().reshape(-1).to("cpu", torch.float32) for p in self._parameters.values()]
-            vector: Vector = torch.cat(flat).numpy()
+            for parameter in self._parameters.values():
+                stop = start + parameter.numel()
+                flat[start:stop].copy_(parameter.reshape(-1))
+                start = stop
         return vector
 
     def write(self, vector: Vector) -> None:
