@@ -17,6 +17,7 @@ import pytest
 
 from potluck.errors import ProtocolError, StoreError
 from potluck.store.store import Store
+from potluck.wire.codec import digest
 
 CONTENT = b"one part of one round"
 DIGEST = blake3.blake3(CONTENT).hexdigest()
@@ -259,3 +260,13 @@ def test_many_threads(store: Store) -> None:
         found = list(pool.map(store.get, digests, timeout=60))
     assert found == contents
     assert len(files(store)) == len(set(digests)) == 20
+
+
+def test_several_are_put_together(store: Store) -> None:
+    there = store.put(b"there already")
+    raws = [b"one", b"there already", b"two", b"one"]
+    assert store.put_all(raws) == tuple(map(digest, raws))
+    assert store.put_all([]) == ()
+    assert all(store.get(digest(raw)) == raw for raw in raws)
+    assert store.digests() == {there, digest(b"one"), digest(b"two")}
+    assert not [path for path in store.directory.rglob("*") if path.name.startswith(".writing-")]

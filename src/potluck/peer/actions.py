@@ -1,9 +1,9 @@
 """Carries a core's effects out: on the wire, in the store, on the vectors. Outcomes go back as events.
 
 Vectors and store are touched by one worker thread, so effects on them happen in order; the network goes
-on meanwhile. What takes long and needs no order does not keep that worker: other peers' content is read, and
-a snapshot written, beside it. A failure of the machine (a full disk, say) is told in words, and the effect
-fails after a pause, so that the core asks again.
+on meanwhile. What takes long and needs no order does not keep that worker: content from and for other peers
+is written and read, and a snapshot written, beside it. A failure of the machine (a full disk, say) is told
+in words, and the effect fails after a pause, so that the core asks again.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ AILING_S = 1.0
 """Pause after the disk refused, before the same is tried again, in seconds."""
 
 
+ASIDE = 4
+"""Threads beside the worker: most of their time they wait for the disk."""
+
+
 class Actions:
     """Executes effects for one peer.
 
@@ -91,7 +95,7 @@ class Actions:
         self._announce, self._note, self._changed, self._spawn = announce, note, changed, spawn
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="potluck-vectors")
-        self._aside = ThreadPoolExecutor(2, thread_name_prefix="potluck-store")
+        self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="potluck-store")
         self._snapshots = asyncio.Lock()
 
     def close(self) -> None:
@@ -260,10 +264,10 @@ class Actions:
 
     async def keep(self, name: str, body: bytes) -> bool:
         """Store content that came from elsewhere, if it is what its digest says and the disk takes it."""
-        if await self.work(digest, body) != name:
+        if await self._beside(digest, body) != name:
             self._note(f"content {name[:12]} came damaged: fetching it elsewhere")
             return False
-        return await self._stored(self.state.store.put, body) is not None
+        return await self._ailing(self._beside(self.state.store.put, body)) is not None
 
     async def _stored(self, function: Callable[..., T], *args: Any) -> T | None:
         """Something that writes to the disk; None if that refuses, after a pause."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 from potluck.errors import CorruptData, StoreError
 from potluck.store.contents import Contents
 from potluck.wire.records import Blob, chunk_sizes
 
 CHUNK_BYTES = 1 << 20
 """Size of a chunk, unless the file would have more than ``MAX_CHUNKS`` of them."""
+
+AT_ONCE = 32
+"""Chunks written and synced together."""
 
 MAX_CHUNKS = 4096
 """Digests of more chunks than this would crowd a record of the ledger."""
@@ -23,8 +28,9 @@ def write_blob(store: Contents, name: str, raw: bytes, chunk_bytes: int = CHUNK_
     """
     size = chunk_bytes * max(1, -(-len(raw) // (chunk_bytes * MAX_CHUNKS)))
     view = memoryview(raw)
-    chunks = tuple(store.put(view[start : start + size]) for start in range(0, len(raw), size))
-    return Blob(name, len(raw), size, chunks)
+    pieces = [view[start : start + size] for start in range(0, len(raw), size)]
+    some = [store.put_all(pieces[first : first + AT_ONCE]) for first in range(0, len(pieces), AT_ONCE)]
+    return Blob(name, len(raw), size, tuple(itertools.chain.from_iterable(some)))
 
 
 def missing(store: Contents, blob: Blob) -> list[str]:

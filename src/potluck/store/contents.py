@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 from potluck.errors import StoreError
@@ -14,6 +14,9 @@ class Contents(Protocol):
 
     def put(self, raw: bytes | memoryview) -> str:
         """Keep content; returns its digest."""
+
+    def put_all(self, raws: Sequence[bytes | memoryview]) -> tuple[str, ...]:
+        """As ``put``, of several."""
 
     def get(self, digest: str) -> bytes | None:
         """Content that is what its digest says, or None."""
@@ -47,6 +50,9 @@ class MemoryStore:
             raise StoreError(f"{len(raw)} bytes can't be stored: the disk is full")
         self._found[name] = bytes(raw)
         return name
+
+    def put_all(self, raws: Sequence[bytes | memoryview]) -> tuple[str, ...]:
+        return tuple(map(self.put, raws))
 
     def get(self, digest: str) -> bytes | None:
         return self._found.get(digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from potluck.errors import StoreError
@@ -80,6 +80,10 @@ class Copy(ABC):
 
     def put(self, raw: bytes | memoryview) -> str:
         """Never: it is read only."""
+        raise StoreError(f"{self.where} is only read from")
+
+    def put_all(self, raws: Sequence[bytes | memoryview]) -> tuple[str, ...]:
+        """As ``put``."""
         raise StoreError(f"{self.where} is only read from")
 
     def delete(self, digest: str) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from potluck.errors import ProtocolError, StoreError
@@ -56,6 +56,16 @@ class Store:
             with in_words(self.directory, f"write {memoryview(raw).nbytes} bytes to"):
                 self._write(self.path(digest), raw)
         return digest
+
+    def put_all(self, raws: Sequence[bytes | memoryview]) -> tuple[str, ...]:
+        """As ``put``, of several. They are synced together, which takes a fraction of the time."""
+        digests = tuple(digest_of(raw) for raw in raws)
+        new = {d: raw for d, raw in zip(digests, raws, strict=True) if self.get(d) is None}
+        with in_words(
+            self.directory, f"write {sum(memoryview(raw).nbytes for raw in new.values())} bytes to"
+        ):
+            self._write_all({self.path(d): raw for d, raw in new.items()})
+        return digests
 
     def get(self, digest: str) -> bytes | None:
         """The bytes of that digest, verified; None if they are not here (or no longer right)."""
@@ -111,17 +121,29 @@ class Store:
             return [path for path in self.directory.glob("[0-9a-f][0-9a-f]/*") if path.is_file()]
 
     def _write(self, path: Path, raw: bytes | memoryview) -> None:
-        path.parent.mkdir(exist_ok=True)
-        with self._temporary(path.parent) as (descriptor, temporary):
-            with os.fdopen(descriptor, "wb") as file:
+        self._write_all({path: raw})
+
+    def _write_all(self, files: Mapping[Path, bytes | memoryview]) -> None:
+        """All are written before the first is synced: the file system then commits them in one go."""
+        with contextlib.ExitStack() as opened:
+            temporaries = []
+            for path, raw in files.items():
+                path.parent.mkdir(exist_ok=True)
+                descriptor, temporary = opened.enter_context(self._temporary(path.parent))
+                file = opened.enter_context(os.fdopen(descriptor, "wb"))
                 file.write(raw)
                 file.flush()
+                temporaries.append((file, temporary, path))
+            for file, temporary, path in temporaries:
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        sync_directory(path.parent)
-        if path.parent not in self._known:
+                file.close()  # before it gets its name: not every system renames what is open
+                temporary.replace(path)
+        parents = {path.parent for path in files}
+        for parent in parents:
+            sync_directory(parent)
+        if not parents <= self._known:
             sync_directory(self.directory)
-            self._known.add(path.parent)
+            self._known |= parents
 
     @contextlib.contextmanager
     def _temporary(self, directory: Path) -> Iterator[tuple[int, Path]]:
