@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from potluck.protocol.catchup import FLYING, FLYING_PER_SOURCE, NO_STATE, Catchup, chunks
+from potluck.protocol.catchup import AHEAD, FLYING, FLYING_PER_SOURCE, NO_STATE, Catchup, chunks
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
 from potluck.protocol.errand import RETRY_S
 from potluck.protocol.swarm import EXPIRY_S
@@ -49,6 +49,11 @@ def fetches(effects: list[Effect]) -> list[tuple[str, str]]:
     return [(e.digest, e.source) for e in effects if isinstance(e, Fetch)]
 
 
+def asked(effects: list[Effect], digests: list[str]) -> set[str]:
+    """Who is asked for some content."""
+    return {source for digest, source in fetches(effects) if digest in digests}
+
+
 def deliver(catchup: Catchup, effects: list[Effect], now: float = 0.0) -> None:
     for effect in effects:
         assert isinstance(effect, Fetch)
@@ -73,27 +78,46 @@ def test_a_joiner_loads_a_snapshot_and_applies_every_commit_since() -> None:
     assert [effect.size for effect in wanted if isinstance(effect, Fetch)] == [4, 3]
     assert catchup.reason == "fetching 2 chunks of the snapshot of round 0"
     deliver(catchup, wanted)
-    assert catchup.poll(view, swarm, 0.1) == [LoadSnapshot(view.snapshots[0])]
+    load, *ahead = catchup.poll(view, swarm, 0.1)
+    assert load == LoadSnapshot(view.snapshots[0])
     assert catchup.reason == "loading the snapshot of round 0"
-    assert catchup.poll(view, swarm, 0.2) == [], "one step at a time"
+    for round_ in (1, 2):
+        assert [digest for digest, _ in fetches(ahead)] == parts(view.commits[round_]), "meanwhile"
+        deliver(catchup, ahead)
+        ahead = catchup.poll(view, swarm, 0.2)
+    assert ahead == [], "one step at a time"
     catchup.applied(0, "s0")
     for round_ in (1, 2):
-        commit = view.commits[round_]
-        wanted = catchup.poll(view, swarm, 1.0)
-        assert fetches(wanted) == [(digest, peer_id(2)) for digest in parts(commit)]
-        assert catchup.reason == f"fetching 2 parts of round {round_}"
-        deliver(catchup, wanted)
-        assert catchup.poll(view, swarm, 1.1) == [Apply(commit)]
+        assert catchup.poll(view, swarm, 1.1) == [Apply(view.commits[round_])]
         assert catchup.reason == f"applying round {round_}"
         catchup.applied(round_, f"s{round_}")
     assert (catchup.round, catchup.state) == (2, "s2")
     assert catchup.poll(view, swarm, 2.0) == []
 
 
+def test_who_is_behind_fetches_and_applies_round_by_round_and_fetches_ahead() -> None:
+    view, swarm = ledger(AHEAD + 3, parts=1), heard(*(holder(n, AHEAD + 3) for n in range(2, 9)))
+    catchup = at_round(view, 0)
+    wanted = catchup.poll(view, swarm, 0.0)
+    assert catchup.reason == "fetching 1 parts of round 1"
+    assert [d for d, _ in fetches(wanted)] == [parts(view.commits[r])[0] for r in range(1, FLYING + 1)]
+    deliver(catchup, wanted[1:])
+    more = catchup.poll(view, swarm, 0.1)
+    assert more == [], "no further ahead"
+    deliver(catchup, wanted[:1])
+    assert catchup.poll(view, swarm, 0.2)[0] == Apply(view.commits[1])
+
+
+def test_what_may_be_on_its_way_to_us_is_not_fetched_ahead() -> None:
+    view, swarm = ledger(2, parts=1), heard(holder(2, 2))
+    catchup = at_round(view, 0)
+    assert [d for d, _ in fetches(catchup.poll(view, swarm, 0.0, patient=True))] == parts(view.commits[1])
+
+
 def test_the_newest_snapshot_that_somebody_holds_is_chosen() -> None:
     view = ledger(5, 2, 4)
     both = heard(holder(2, 5, 2), holder(3, 5, 2, 4))
-    assert {source for _, source in fetches(Catchup(ME, set()).poll(view, both, 0.0))} == {peer_id(3)}
+    assert asked(Catchup(ME, set()).poll(view, both, 0.0), names(view, 4)) == {peer_id(3)}
     older = Catchup(ME, set())
     assert fetches(older.poll(view, heard(holder(2, 5, 2)), 0.0)) == [
         (digest, peer_id(2)) for digest in names(view, 2)
@@ -124,11 +148,12 @@ def test_when_the_holder_of_the_newest_snapshot_dies_an_older_one_does() -> None
     view = ledger(5, 2, 4)
     swarm = heard(holder(2, 5, 2), holder(3, 5, 4))
     catchup = Catchup(ME, set())
-    assert {source for _, source in fetches(catchup.poll(view, swarm, 0.0))} == {peer_id(3)}
+    wanted = catchup.poll(view, swarm, 0.0)
+    assert asked(wanted, names(view, 4)) == {peer_id(3)}
     assert swarm.hear(holder(2, 5, 2, beat=1), EXPIRY_S)
-    for digest in names(view, 4):
-        catchup.fetched(digest, False, EXPIRY_S)
-    assert {source for _, source in fetches(catchup.poll(view, swarm, EXPIRY_S))} == {peer_id(2)}
+    for digest, source in fetches(wanted):
+        catchup.fetched(digest, source == peer_id(2), EXPIRY_S)
+    assert asked(catchup.poll(view, swarm, EXPIRY_S), names(view, 2)) == {peer_id(2)}
 
 
 def test_without_a_holder_the_joiner_says_what_it_waits_for() -> None:
@@ -221,7 +246,7 @@ def test_failing_sources_take_turns_after_a_pause() -> None:
 
 
 def test_a_source_that_failed_is_asked_after_all_others_for_a_while() -> None:
-    view = ledger(2, parts=1)
+    view = ledger(1, parts=1)
     swarm = heard(*(holder(n, 2) for n in (2, 3)))
     catchup = at_round(view, 0)
     [(digest, silent)] = fetches(catchup.poll(view, swarm, 0.0))
@@ -230,6 +255,7 @@ def test_a_source_that_failed_is_asked_after_all_others_for_a_while() -> None:
     assert other != silent
     catchup.fetched(digest, True, 2.0)
     catchup.applied(1, "")
+    view = ledger(2, parts=1)
     [(digest, source)] = fetches(catchup.poll(view, swarm, 2.0))
     assert source == other, "also for other content"
     catchup.fetched(digest, False, 2.5)
@@ -333,7 +359,7 @@ def test_a_state_that_drifted_is_taken_from_the_others_again() -> None:
     catchup.drifted()
     assert (catchup.round, catchup.state) == (NO_STATE, "")
     deliver(catchup, catchup.poll(view, swarm, 0.0))
-    assert catchup.poll(view, swarm, 0.0) == [LoadSnapshot(view.snapshots[2])]
+    assert catchup.poll(view, swarm, 0.0)[0] == LoadSnapshot(view.snapshots[2])
 
 
 def test_an_answer_that_nobody_waits_for_any_more_is_kept_all_the_same() -> None:

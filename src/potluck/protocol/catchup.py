@@ -25,6 +25,9 @@ FLYING_PER_SOURCE = 2
 FLYING = 8
 """Fetches under way in all."""
 
+AHEAD = 8
+"""Results of so many rounds are fetched while a snapshot or the rounds before them are on their way."""
+
 DOUBT_S = 30.0
 """A source that failed is asked after all others for so long, in seconds: what can't be reached is found out
 by silence, and with one such wait in every round a peer would fall behind.
@@ -98,27 +101,37 @@ class Catchup:
         """The next step towards the head: fetch, load or apply. ``patient``: the last round's parts may be on
         their way to us, so they are not fetched yet.
         """
-        if view.genesis is None or self._busy or self.round >= view.round:
+        if view.genesis is None or self.round >= view.round:
             return []
+        peers = self._in_turn([p for p in swarm.alive(now) if p.peer != self._peer])
+        if self._busy:
+            return self._fetch_ahead(view, peers, now, patient)
         if patient and self.round == view.round - 1:
             lacking = sum(info.digest not in self.have for info in view.commits[view.round].parts)
             if lacking:
                 self.reason = f"waiting for {lacking} parts of round {view.round}"
                 return []
-        peers = self._in_turn([p for p in swarm.alive(now) if p.peer != self._peer])
         commit = view.commits.get(self.round + 1) if self.round != NO_STATE else None
         needs = self._lacking(commit, peers) if commit is not None else []
         if commit is not None and all(need.sources for need in needs):
-            return self._replay(commit, needs, now)
+            return self._replay(commit, needs, now) + self._fetch_ahead(view, peers, now, patient)
         snapshot = self._choose(view, peers)
         if snapshot is not None:
-            return self._load(snapshot, peers, now)
+            return self._load(snapshot, peers, now) + self._fetch_ahead(view, peers, now, patient)
         if commit is None:
             self.reason = "waiting for a peer that holds a snapshot of the run"
             return []
         lost = sum(not need.sources for need in needs)
         self.reason = f"waiting for a peer that holds the {lost} parts of round {commit.round} missing here"
         return self._fetch(needs, now)
+
+    def _fetch_ahead(self, view: RunView, peers: list[Progress], now: float, patient: bool) -> list[Effect]:
+        """Results of the rounds after the one, or the snapshot, that is fetched or applied at the moment."""
+        base = max(self.round, self.fetching)
+        last = min(base + AHEAD, view.round - patient)
+        commits = [view.commits[r] for r in range(base + 1, last + 1) if r in view.commits]
+        needs = [need for commit in commits for need in self._lacking(commit, peers)]
+        return self._fetch([need for need in needs if need.sources], now)
 
     def _in_turn(self, peers: list[Progress]) -> list[Progress]:
         """Beginning with another one at each peer: else all would ask the same first."""
