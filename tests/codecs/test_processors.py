@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.processors import DISABLED, printed
 
 SEVERAL_VECTORS = """
 import hashlib
@@ -31,16 +30,9 @@ GOLDEN = {
     "int4": "fc3f036caa27143e",
     "topk": "68e460ca8b273e75",
 }
-NO_AVX512 = "AVX512F AVX512_SKX AVX512_ICL AVX512_SPR X86_V4"
-NO_AVX2 = "AVX2 FMA3 X86_V3 " + NO_AVX512
 
 
-@pytest.mark.parametrize("disabled", ["", NO_AVX512, NO_AVX2])
-def test_the_processor_changes_no_bit(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As in tests/paper/test_diloco.py: names that this numpy does not know do nothing.
-    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", disabled)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SEVERAL_VECTORS], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert dict(line.split() for line in done.stdout.splitlines()) == GOLDEN
+@pytest.mark.parametrize("disabled", DISABLED)
+def test_the_processor_changes_no_bit(disabled: str) -> None:
+    lines = printed(SEVERAL_VECTORS, disabled).splitlines()
+    assert dict(line.split() for line in lines) == GOLDEN

@@ -21,6 +21,7 @@ from potluck.optim.outer import SLICE, OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.recipe import Outer
 from potluck.reduce.mean import weighted_mean
+from tests.processors import DISABLED, printed
 
 NESTEROV = Outer("nesterov", 0.7, 0.9)
 
@@ -133,20 +134,11 @@ print(state_digest(5, theta, momentum))
 """
 # Computed once without numpy: Python floats (float64), each operation rounded to fp32 by struct.
 GOLDEN = "c9fa589eda341f0d3f701957582d17d9e6ed934961184e6bc5681bbe3fc92913"
-NO_AVX512 = "AVX512F AVX512_SKX AVX512_ICL X86_V4"
-NO_AVX2 = "AVX2 FMA3 X86_V3 " + NO_AVX512
 
 
-@pytest.mark.parametrize("disabled", ["", NO_AVX512, NO_AVX2])
-def test_the_processor_changes_no_bit(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # numpy picks its loops by the processor's features; here it is told to do without some of them.
-    # Names that this numpy does not know, or that this processor lacks, do nothing.
-    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", disabled)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SEVERAL_ROUNDS], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == GOLDEN
+@pytest.mark.parametrize("disabled", DISABLED)
+def test_the_processor_changes_no_bit(disabled: str) -> None:
+    assert printed(SEVERAL_ROUNDS, disabled).strip() == GOLDEN
 
 
 def test_values_that_overflow_do_so_quietly() -> None:

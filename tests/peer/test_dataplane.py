@@ -80,6 +80,18 @@ class Team:
         for member, local in zip(self.planes, self.locals, strict=True):
             assert member.cut(self.round, 0, local.copy())
 
+    def step(self, seed: int) -> Exact:
+        """All train at random, and cut; returns their mean change [n]."""
+        changes = [values(seed + i, 0.1) for i in range(len(self.planes))]
+        self.train(changes)
+        self.cut()
+        mean: Exact = np.mean(changes, axis=0, dtype=np.float64)
+        return mean
+
+    def plan(self, number: int) -> list[int]:
+        """Who reduces each part, by two bits of a number each."""
+        return [(number >> 2 * part) % 4 % len(self.planes) for part in range(PARTS)]
+
     def exchange(
         self, weights: Sequence[float], reducers: Sequence[int], included: Sequence[Sequence[int]]
     ) -> list[Carry]:
@@ -198,11 +210,8 @@ def test_nothing_is_lost_on_either_leg_whoever_reduces(peers: int, plans: list[i
     meant = values(0).astype(np.float64)
     everybody = [list(range(peers))] * PARTS
     for number, plan in enumerate(plans):
-        changes = [values(seed + 100 * number + i, 0.1) for i in range(peers)]
-        team.train(changes)
-        meant += np.mean(changes, axis=0, dtype=np.float64)
-        team.cut()
-        reducers = [(plan >> 2 * part) % 4 % peers for part in range(PARTS)]
+        meant += team.step(seed + 100 * number)
+        reducers = team.plan(plan)
         team.carry(team.exchange([50.0] * peers, reducers, everybody))
         owed = np.mean([member._up.residual for member in team.planes], axis=0, dtype=np.float64)
         for member in team.planes:
@@ -221,11 +230,8 @@ def test_what_fades_on_either_leg_is_what_the_codec_says(peers: int, plans: list
     meant, faded = values(0).astype(np.float64), np.zeros(N)
     everybody = [list(range(peers))] * PARTS
     for number, plan in enumerate(plans):
-        changes = [values(seed + 100 * number + i, 0.1) for i in range(peers)]
-        team.train(changes)
-        meant += np.mean(changes, axis=0, dtype=np.float64)
-        team.cut()
-        reducers = [(plan >> 2 * part) % 4 % peers for part in range(PARTS)]
+        meant += team.step(seed + 100 * number)
+        reducers = team.plan(plan)
         faded += (1 - beta) * np.mean([member._up.residual for member in team.planes], axis=0)
         for part, reducer in enumerate(reducers):
             if part in team.planes[reducer]._down:

@@ -95,6 +95,23 @@ def test_a_joiner_loads_a_snapshot_and_applies_every_commit_since() -> None:
     assert catchup.poll(view, swarm, 2.0) == []
 
 
+def test_a_snapshot_that_is_not_what_it_says_is_given_up_for_another() -> None:
+    view = ledger(5, 2, 4)
+    swarm = heard(holder(2, 5, 2, 4))
+    catchup = Catchup(ME, set(names(view, 4)))
+    load, *ahead = catchup.poll(view, swarm, 0.0)
+    assert load == LoadSnapshot(view.snapshots[4])
+    assert catchup.fetching == 4
+    deliver(catchup, ahead)
+    catchup.spoilt(4)
+    assert catchup.fetching == NO_STATE
+    assert asked(catchup.poll(view, swarm, 1.0), names(view, 2)) == {peer_id(2)}
+    assert catchup.fetching == 2
+    catchup.spoilt(2)
+    assert catchup.poll(view, swarm, 2.0) == []
+    assert catchup.reason == "waiting for a peer that holds a snapshot of the run"
+
+
 def test_who_is_behind_fetches_and_applies_round_by_round_and_fetches_ahead() -> None:
     view, swarm = ledger(AHEAD + 3, parts=1), heard(*(holder(n, AHEAD + 3) for n in range(2, 9)))
     catchup = at_round(view, 0)

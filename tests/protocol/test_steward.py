@@ -27,6 +27,7 @@ from potluck.wire.records import (
     Commit,
     Entry,
     Finish,
+    Grant,
     Held,
     Open,
     PartInfo,
@@ -457,6 +458,19 @@ def test_a_round_waits_a_moment_for_a_joiner_that_has_nearly_caught_up(
     decision = decided(view, heard(*trainers, joiner), now=SETTLE_S)
     assert (decision == Decision(None, "carol nearly caught up with round 1")) == waits
     assert isinstance(decision.body, Open) != waits
+
+
+def test_the_last_of_the_data_waits_for_no_joiner() -> None:
+    """No more work will be done, so no work tells that the moment is over."""
+    first = replace(genesis(), blocks=1, epochs=1)
+    view = view_of(first, Grant((), ((member(1), 1),), "data for peer1"), opened(), committed())
+    swarm = heard(
+        says(1, round=1, tokens=10.0, tokens_per_s=30.0, waiting=True),
+        says(3, phase="joining", round=1, state="", name="carol"),
+    )
+    decision = decided(view, swarm, now=SETTLE_S)
+    assert isinstance(decision.body, Open)
+    assert decision.reason.startswith("the data is used up: the last 10 tokens")
 
 
 # -- snapshots ---------------------------------------------------------------------------------------

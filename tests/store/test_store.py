@@ -196,6 +196,26 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert store.get(store.put(CONTENT)) == CONTENT
 
 
+def test_of_several_none_has_its_name_before_all_are_synced(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, synced = os.fsync, list[int]()
+
+    def fails_at_the_third(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 3:
+            raise OSError(errno.ENOSPC, "full")
+        sync(descriptor)
+
+    raws = [bytes([number]) * 100 for number in range(5)]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fails_at_the_third)
+        with pytest.raises(StoreError, match="500 bytes"):
+            store.put_all(raws)
+    assert files(store) == []
+    assert [store.get(name) for name in store.put_all(raws)] == raws
+
+
 def test_a_really_full_disk(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:

@@ -59,7 +59,6 @@ T = TypeVar("T")
 AILING_S = 1.0
 """Pause after the disk refused, before the same is tried again, in seconds."""
 
-
 ASIDE = 4
 """Threads beside the worker: most of their time they wait for the disk."""
 
@@ -348,8 +347,11 @@ class Actions:
             self.core.missing(missing.digests)
         except CorruptData as error:
             self._note(str(error))
-            await asyncio.sleep(AILING_S)
-            self.core.missing(())
+            if isinstance(effect, LoadSnapshot):
+                self.core.catchup.spoilt(effect.snapshot.round)
+            else:
+                await asyncio.sleep(AILING_S)
+                self.core.missing(())
         else:
             await self.took(carry, loaded=loaded)
         self._changed()

@@ -59,6 +59,7 @@ class Catchup:
         self._errands: dict[str, Errand] = {}
         self._tries: dict[str, int] = {}
         self._doubted: dict[str, float] = {}
+        self._spoilt: set[int] = set()
 
     @property
     def manifest(self) -> dict[str, int]:
@@ -78,6 +79,11 @@ class Catchup:
         for digest in digests:
             self.have.discard(digest)
             self._errands.pop(digest, None)
+
+    def spoilt(self, round_: int) -> None:
+        """A snapshot, though all of it is here, is not the state that it says it is: another one must do."""
+        self._busy, self.fetching = False, NO_STATE
+        self._spoilt.add(round_)
 
     def drifted(self) -> None:
         """The state is not what the others have: start over from a snapshot."""
@@ -161,7 +167,9 @@ class Catchup:
         within = [
             snapshot
             for round_, snapshot in view.snapshots.items()
-            if round_ > self.round and (round_ in held or not self._missing(chunks(snapshot.files)))
+            if round_ > self.round
+            and round_ not in self._spoilt
+            and (round_ in held or not self._missing(chunks(snapshot.files)))
         ]
         return min(within, key=lambda s: (self._bytes_away(view, s), -s.round), default=None)
 

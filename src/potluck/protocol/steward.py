@@ -162,7 +162,7 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
     late = [p.name or p.peer[:8] for p in trainers if p.round < view.round]
     if late and now - times.committed < SETTLE_S:
         return Decision(None, f"{', '.join(late)} still applying round {view.round}")
-    near = _near(view, swarm, now)
+    near = [] if rest else _near(view, swarm, now)  # of the rest no more will come that could tell the time
     if near and done < rules.round_tokens + NEAR_S * sum(p.tokens_per_s for p in ready):
         return Decision(None, f"{_names(near)} nearly caught up with round {view.round}")
     reason = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {_names(ready)}"

@@ -134,9 +134,11 @@ class Store:
                 file.write(raw)
                 file.flush()
                 temporaries.append((file, temporary, path))
-            for file, temporary, path in temporaries:
+            for file, _, _ in temporaries:
                 os.fsync(file.fileno())
                 file.close()  # before it gets its name: not every system renames what is open
+            # If the disk refused before, none has its name: what has is taken for synced the next time.
+            for _, temporary, path in temporaries:
                 temporary.replace(path)
         parents = {path.parent for path in files}
         for parent in parents:
