@@ -2,10 +2,14 @@
 
     python -m bench.allreduce --bar [--codec fp32 int8] [--rounds 5] [--gloo]
     python -m bench.allreduce --presets        all rates and delays, 4 and 8 peers, unequal links
+    python -m bench.allreduce --thin --values 5000000 --codec int8     what a peer with a thin link costs
 
 The model is one vector of N values, and a step costs nothing: what is left is cut, codec, wire, mean, commit
 and outer step. The bound is what the wire takes in fp32 with nothing else: 2 (n - 1) / n · 4 N bytes at the
 rate of the slowest link. ``--gloo`` measures torch.distributed's all-reduce in fp32 on the same links.
+
+``--thin`` measures rounds of the same swarm without and with a link that is ten times thinner, the last
+peer's. The bar says how much longer they take, in times of what that link needs for one contribution.
 """
 
 from __future__ import annotations
@@ -33,7 +37,10 @@ LIMIT_S = 240.0
 """How long one round may take."""
 
 WARM = 1
-"""Rounds that are not counted: connections are made in the first."""
+"""Rounds that are not counted: connections are made in the first, and links measured."""
+
+THINNER = 10
+"""With ``--thin`` one link has so many times less."""
 
 PACE_S = 0.02
 """A step of the peers."""
@@ -67,6 +74,16 @@ class Case:
         rates = [rate for link in self.of_peers for rate in (link.up_mbit, link.down_mbit)]
         rate = min(rates) * 1e6 / 8
         return 2 * (self.peers - 1) / self.peers * 4 * self.values / rate if rate else 0.0
+
+    def thinner(self) -> Case:
+        """The same with a thin link: the last peer's."""
+        *others, last = self.of_peers
+        thin = replace(last, up_mbit=last.up_mbit / THINNER, down_mbit=last.down_mbit / THINNER)
+        return replace(self, links=(*others, thin))
+
+    def own_s(self, codec: str) -> float:
+        """Seconds in which the last peer's link carries one contribution."""
+        return CODECS[codec].sizes(self.values)[-1] * 8 / (self.of_peers[-1].up_mbit * 1e6)
 
     @property
     def told(self) -> dict[str, Any]:
@@ -201,6 +218,19 @@ def run(cases: Sequence[Case], args: argparse.Namespace, directory: Path) -> Non
                 tell(case, "gloo", measure_gloo(wan, case.peers, case.values, args.rounds))
 
 
+def run_thin(case: Case, codec: str, rounds: int, directory: Path) -> None:
+    """Rounds without the thin link, and with it."""
+    thin = case.thinner()
+    if not thin.of_peers[-1].up_mbit:
+        raise SystemExit("--thin needs emulated links: a rate, and no --loopback")
+    found = {}
+    for name, one in (("even", case), ("thin", thin)):
+        found[name] = measure(one, codec, rounds, directory / name)
+        tell(one, codec, found[name])
+    longer_s = found["thin"]["applied_s"] - found["even"]["applied_s"]
+    bar("slow_link_penalty", longer_s / thin.own_s(codec), "ratio")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bar", action="store_true", help="bars are printed anyway, of the first case")
@@ -214,6 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parts", type=int, default=Case.parts)
     parser.add_argument("--loopback", action="store_true", help="no emulated links: needs no root")
     parser.add_argument("--presets", action="store_true", help="the grid of rates, delays and peers as well")
+    parser.add_argument(
+        "--thin", action="store_true", help="what a link that is ten times thinner costs, only"
+    )
     parser.add_argument("--gloo", action="store_true", help="the same in torch.distributed")
     parser.add_argument("--quick", action="store_true", help="few values on loopback: a check, no result")
     parser.add_argument("--keep", type=Path, help="keep logs and disks here")
@@ -225,7 +258,11 @@ def main(argv: list[str] | None = None) -> int:
     cases = [case, *(presets() if args.presets else ())]
     with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-allreduce-") as scratch:
         try:
-            run(cases, args, args.keep or Path(scratch))
+            where = args.keep or Path(scratch)
+            if args.thin:
+                run_thin(case, (args.codec or ["int8"])[0], args.rounds, where)
+            else:
+                run(cases, args, where)
         except Late as late:
             print(late, file=sys.stderr)
             return 1

@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from bench import convergence, demo_recipe  # noqa: E402
+from bench import allreduce, convergence, demo_recipe  # noqa: E402
 from bench.convergence import LATE_STEPS, Case, Drifted, Swarm, measure  # noqa: E402
 
 from potluck.codecs import CODECS  # noqa: E402
@@ -117,6 +117,16 @@ def test_what_each_codec_costs_and_loses() -> None:
     lost = [found[f"lost_{name}"]["value"] for name in ("fp32", "bf16", "int8", "int4", "topk")]
     assert lost == pytest.approx([0, 0.0017, 0.0079, 0.1076, 0.9387], abs=0.001)
     assert all(line["value"] >= 0 for line in found.values())
+
+
+def test_one_link_of_an_exchange_can_be_thin_and_its_own_contribution_is_the_measure() -> None:
+    thin = allreduce.Case(values=5_000_000).thinner()
+    assert [link.up_mbit for link in thin.of_peers] == [100.0, 100.0, 100.0, 10.0]
+    assert [link.down_mbit for link in thin.of_peers] == [100.0, 100.0, 100.0, 10.0]
+    assert thin.own_s("fp32") == 16.0
+    assert thin.own_s("int8") == pytest.approx(4.02, abs=0.01)
+    with pytest.raises(SystemExit, match="needs emulated links"):
+        allreduce.main(["--thin", "--loopback"])
 
 
 @pytest.mark.integration
