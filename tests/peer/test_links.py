@@ -27,6 +27,7 @@ from potluck.net.memory import MemoryNetwork
 from potluck.net.transport import DIAL_S, SILENCE_S, Handler, Stream, Transport
 from potluck.peer.links import (
     AHEAD,
+    GREETED,
     HEADER_BYTES,
     IDLE_S,
     LEAST_COMPRESSED,
@@ -796,19 +797,35 @@ async def test_both_sides_count_the_same_bytes_also_of_closed_streams(made: Worl
     assert (desk.bytes_received, desk.bytes_sent) == (links.bytes_sent, links.bytes_received)
 
 
-def test_the_uplink_is_measured_with_large_requests_only() -> None:
+def test_both_ways_are_measured_by_what_many_streams_carry_together() -> None:
     async def main() -> None:
         async with world(MemoryNetwork(1, delay_s=(0.0, 0.0), bytes_per_s=1e6)) as made:
-            await made.push(0)
+            for _ in range(30):
+                await made.push(0)
+            links, desk = made.links, made.bob.desk
+            assert (links.up.rate, links.down.rate, desk.down.rate) == (0.0, 0.0, 0.0)
             await made.fetch(2)
-            assert made.links.uplink == 0.0
-            await made.push(2)
-            # Up, then its last piece down, and the answer back.
-            assert made.links.uplink == pytest.approx(1e6, rel=0.05)
-            before = made.links.uplink
-            await made.push(1)
-            one = (made.links.uplink - 0.7 * before) / 0.3
-            assert 0.3e6 < one < 1e6
+            assert links.up.rate == 0.0
+            assert links.down.rate == pytest.approx(1e6, rel=0.05)
+            pushes = [links.request(made.to, partial(0, 0, size=None), bytes(FULL_SIZES[0]))]
+            await asyncio.gather(made.push(2), links.request(made.to, result(2), body(2)), *pushes)
+            assert links.up.rate == pytest.approx(1e6, rel=0.1)
+            assert desk.down.rate == pytest.approx(1e6, rel=0.1)
+
+    run(main())
+
+
+def test_the_round_trip_is_that_of_greetings() -> None:
+    async def main() -> None:
+        async with world(MemoryNetwork(1, delay_s=(0.1, 0.1))) as made:
+            assert made.links.rtt_s == 0.0
+            await made.push(0)
+            assert made.links.rtt_s == pytest.approx(0.2, rel=0.05)
+            for number in range(GREETED + 3):
+                made.links._greeted(f"peer{number}", 0.5)
+            made.links._greeted("peer66", 90.0)
+            assert len(made.links._greetings) == GREETED
+            assert made.links.rtt_s == 0.5
 
     run(main())
 

@@ -129,6 +129,10 @@ def everyone_restarts_from_one_disk(sim: Simulation) -> None:
     plan(sim, "at 9 restart all from peer3")
 
 
+def thin_link(sim: Simulation) -> None:
+    """One of four peers has a thin link: once that is known it reduces nothing, and the record says why."""
+
+
 def run_of_one(sim: Simulation) -> None:
     """A peer alone: it is steward, reducer and member, and the only holder."""
 
@@ -149,6 +153,7 @@ DIALOGUES: dict[Callable[[Simulation], None], World] = {
     stopped_for_a_minute: replace(QUIET, duration_s=90.0, round_tokens=3000),
     everyone_restarts_from_one_disk: QUIET,
     hub_away: QUIET,
+    thin_link: replace(QUIET, peers=4, thin=0.3),
     run_of_one: replace(QUIET, peers=1, round_tokens=400),
 }
 

@@ -43,6 +43,7 @@ def world(seed: int) -> World:
         peers=2 + seed % 5,
         outer="nesterov" if seed % 2 else "average",
         codec=("fp32", "int8", "topk")[seed % 3],
+        thin=0.3 if seed % 7 < 4 else 0.0,
         blocks=300,
         epochs=2 if seed % 5 == 0 else 0,
         duration_s=40.0,

@@ -166,6 +166,11 @@ def test_parts_stay_with_their_reducers() -> None:
         ({"step_s": -5.0}, 3.0),
         ({"uplink": 1e-300}, 3.0 + PATIENT_S),
         ({"uplink": math.nan}, 3.0),
+        ({"downlink": 1000.0}, 5.0),
+        ({"uplink": 500.0, "downlink": 1000.0}, 7.0),
+        ({"uplink": 1000.0, "downlink": 250.0}, 11.0),
+        ({"rtt_s": 0.25}, 4.0),
+        ({"rtt_s": math.nan}, 3.0),
     ],
 )
 def test_grace_follows_steps_and_links_within_bounds(more: dict[str, float], grace_s: float) -> None:
@@ -173,6 +178,75 @@ def test_grace_follows_steps_and_links_within_bounds(more: dict[str, float], gra
     assert isinstance(opens.body, Open)
     assert opens.body.grace_s == grace_s
     assert view_of(genesis(), opens.body).open is not None
+
+
+LINKED = Rules(round_tokens=200, grace_s=3.0, end_tokens=0, end_rounds=0, round_bytes=1000)
+
+
+def linked(n: int, rate: float, **more: Any) -> Progress:
+    return says(n, **{"round": 1, "tokens": 300, "uplink": rate, "downlink": 2 * rate} | more)
+
+
+def after_an_even_round(parts: int = 8, members: int = 4) -> RunView:
+    reducers = tuple(part % members for part in range(parts))
+    first = opened(members=range(1, members + 1), reducers=reducers)
+    return view_of(genesis(parts), first, committed(1, *(result(part) for part in range(parts))))
+
+
+def test_parts_move_from_a_thin_link_and_the_record_says_why() -> None:
+    swarm = heard(*(linked(n, 5000.0) for n in (1, 2, 3)), linked(4, 500.0))
+    opens = decided(after_an_even_round(), swarm, now=SETTLE_S, rules=LINKED)
+    assert isinstance(opens.body, Open)
+    assert opens.body.reducers == (0, 1, 2, 0, 0, 1, 2, 1)
+    assert opens.body.reason == (
+        "1,200 of 200 tokens done by peer1, peer2, peer3, peer4; by their links peer4 (0.0005 MB/s) reduces "
+        "0 of 8, not 2, peer1 (0.005 MB/s) reduces 3 of 8, not 2, peer2 (0.005 MB/s) reduces 3 of 8, not 2: "
+        "about 2.0 s on the wire instead of 3.0"
+    )
+    # The thin link has its own contribution to carry, and twice the time for it.
+    assert opens.body.grace_s == 3.0 + 2 * 2.0
+    view = after_an_even_round()
+    view.last_plan = {part: member(m + 1) for part, m in enumerate(opens.body.reducers)}
+    again = decided(view, swarm, now=SETTLE_S, rules=LINKED)
+    assert isinstance(again.body, Open)
+    assert again.body.reducers == opens.body.reducers
+    assert "links" not in again.body.reason
+
+
+def test_with_the_parts_where_they_are_a_thin_link_gets_more_time() -> None:
+    swarm = heard(*(linked(n, 5e6) for n in (1, 2, 3)), linked(4, 500.0, downlink=0.0))
+    opens = decided(after_an_even_round(), swarm, now=SETTLE_S, rules=LINKED)
+    assert isinstance(opens.body, Open)
+    assert opens.body.reducers == (0, 1, 2, 3) * 2, "an older release says nothing of its downlink"
+    assert opens.body.grace_s == 3.0 + 2 * 2.0 * 1.5
+
+
+def test_in_a_round_with_groups_links_move_nothing() -> None:
+    swarm, rules = (
+        heard(*(linked(n, 5000.0) for n in (1, 2, 3)), linked(4, 500.0)),
+        Rules(200, 3.0, 0, 0, 1000, 3),
+    )
+    opens = decided(after_an_even_round(), swarm, now=SETTLE_S, rules=rules)
+    assert isinstance(opens.body, Open)
+    assert (opens.body.groups, opens.body.reducers) == (2, (0, 1, 2, 3) * 2)
+    assert opens.body.grace_s == 3.0 + 2 * 2.0 + EXPIRY_S
+
+
+@pytest.mark.parametrize("lie", [1e12, 1e-12, math.nan, math.inf, -1.0])
+def test_who_lies_about_its_link_neither_gets_everything_nor_stops_anything(lie: float) -> None:
+    swarm = heard(*(linked(n, 5000.0) for n in (1, 2, 3)), linked(4, lie))
+    opens = decided(after_an_even_round(), swarm, now=SETTLE_S, rules=LINKED)
+    assert isinstance(opens.body, Open)
+    assert opens.body.reducers.count(3) <= 6
+    assert view_of(genesis(8), replace(opens.body, round=1)).open is not None
+    assert 3.0 <= opens.body.grace_s <= 3.0 + PATIENT_S
+
+
+def test_a_dead_reducers_parts_go_past_a_thin_link() -> None:
+    view = view_of(genesis(8), opened(members=(1, 2, 3, 4), reducers=(0, 0, 0, 1, 1, 1, 2, 2)))
+    fast = [linked(n, 5000.0, round=0) for n in (1, 2)]
+    mends = decided(view, heard(*fast, linked(4, 500.0, round=0)), rules=LINKED)
+    assert mends.body == Reassign(1, 0, ((6, 0), (7, 1)), mends.reason)
 
 
 @pytest.mark.parametrize(

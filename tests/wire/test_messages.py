@@ -16,6 +16,8 @@ from potluck.wire.codec import MAX_MESSAGE_BYTES, decode, encode
 from potluck.wire.messages import (
     MAX_EVERY_S,
     MAX_GROUP,
+    MAX_RATE,
+    MAX_RTT_S,
     Answer,
     Fetch,
     Hello,
@@ -222,6 +224,12 @@ TOO_MUCH: list[tuple[Any, Any]] = [
     (msgspec.structs.replace(PROGRESS, every_s=0.5), Progress),
     (msgspec.structs.replace(PROGRESS, every_s=MAX_EVERY_S + 1), Progress),
     (msgspec.structs.replace(PROGRESS, every_s=math.nan), Progress),
+    *(
+        (msgspec.structs.replace(PROGRESS, **{name: value}), Progress)
+        for name in ("uplink", "downlink", "rtt_s")
+        for value in (-1.0, 1.1 * MAX_RATE, math.nan, math.inf)
+    ),
+    (msgspec.structs.replace(PROGRESS, rtt_s=MAX_RTT_S + 1), Progress),
     (msgspec.structs.replace(PROGRESS, held=(Held(0, C, 1),) * 65_537), Progress),
 ]
 
@@ -231,6 +239,13 @@ def test_what_is_out_of_range_is_refused_on_arrival(message: Any, kind: Any) -> 
     raw = msgspec.msgpack.encode(message)
     with pytest.raises(ProtocolError, match="can't be read"):
         decode(raw, kind, limit=1 << 24)
+
+
+def test_an_announcement_of_an_older_release_says_nothing_of_downlink_and_round_trip() -> None:
+    said = msgspec.msgpack.decode(encode(PROGRESS))
+    del said["downlink"], said["rtt_s"]
+    older = decode(msgspec.msgpack.encode(said), Progress)
+    assert older == msgspec.structs.replace(PROGRESS, downlink=0.0, rtt_s=0.0)
 
 
 def test_nothing_oversize_is_sent_or_read() -> None:

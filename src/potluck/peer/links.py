@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,9 +13,11 @@ from typing import NamedTuple
 from potluck.codecs.base import said
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, VersionMismatch
 from potluck.net.transport import Stream, Transport
+from potluck.peer.meter import Meter
 from potluck.wire.codec import WIRE, decode, encode
 from potluck.wire.compress import compress, decompress
 from potluck.wire.messages import (
+    MAX_RTT_S,
     Answer,
     Fetch,
     Hello,
@@ -36,7 +40,11 @@ IDLE_S = 120.0
 """A stream that was not used for so long is closed, in seconds."""
 
 MUCH = 1 << 16
-"""Bodies of so many bytes tell how fast the uplink is."""
+"""Bodies of so many bytes tell how fast a link is."""
+
+GREETINGS = 4
+GREETED = 64
+"""A peer's round trip is the least of its last greetings; those of so many peers are remembered."""
 
 AHEAD = 4
 """So many requests of one kind may be under way to one peer."""
@@ -109,8 +117,9 @@ class Links:
         self._transport = transport
         self._hello = encode(Hello(WIRE, run, session))
         self._lines: dict[tuple[str, str], _Line] = {}
-        self.uplink = 0.0
-        """Running mean of what went up in large requests, in bytes/s; 0 while unknown."""
+        self.up, self.down = Meter(), Meter()
+        """What this peer's link carries: here in requests and their answers, at the desk in pushes."""
+        self._greetings: dict[str, deque[float]] = {}
         self._closed_sent = 0
         self._closed_received = 0
 
@@ -123,6 +132,14 @@ class Links:
     def bytes_received(self) -> int:
         """As ``bytes_sent``."""
         return self._closed_received + sum(s.bytes_received for s in self._streams.values())
+
+    @property
+    def rtt_s(self) -> float:
+        """The round trip to others, in seconds, as greetings took it when streams were made: the middle of
+        all peers; 0 while unknown.
+        """
+        least = [min(took) for took in self._greetings.values()]
+        return min(MAX_RTT_S, statistics.median(least)) if least else 0.0
 
     @property
     def _streams(self) -> dict[tuple[str, str], Stream]:
@@ -203,8 +220,10 @@ class Links:
             pipe = _Pipe(await self._transport.dial(to.addresses, to.peer))
             line.pipe = pipe
             try:
+                asked_at = _now()
                 await pipe.stream.send(self._hello)
                 _accepted(await _answer(pipe.stream), to)
+                self._greeted(to.peer, _now() - asked_at)
             except BaseException:
                 pipe.broken = True
                 await self._end(line, pipe)
@@ -223,7 +242,7 @@ class Links:
         pipe = place.pipe
         answer = await _answer(pipe.stream)
         if sent >= MUCH:
-            self._measure(sent, _now() - max(place.started, pipe.answered_at))
+            self.up.moved(sent, max(place.started, pipe.answered_at), _now())
         pipe.answered_at = _now()
         return await self._content(answer, pipe, to, want)
 
@@ -235,11 +254,14 @@ class Links:
             raise ProtocolError(f"{to.name} sent {answer.size} bytes where {want} were due")
         if answer.compressed >= want:
             raise ProtocolError(f"{to.name} sent {want} bytes as {answer.compressed} compressed ones")
-        return Reply(answer, await _exactly(pipe.stream, answer.compressed or want))
+        return Reply(answer, await _exactly(pipe.stream, answer.compressed or want, self.down))
 
-    def _measure(self, size: int, took_s: float) -> None:
-        speed = size / max(took_s, 1e-6)
-        self.uplink = speed if not self.uplink else 0.7 * self.uplink + 0.3 * speed
+    def _greeted(self, peer: str, took_s: float) -> None:
+        took = self._greetings.pop(peer, deque(maxlen=GREETINGS))
+        took.append(took_s)
+        self._greetings[peer] = took
+        if len(self._greetings) > GREETED:
+            del self._greetings[next(iter(self._greetings))]
 
     async def _end(self, line: _Line, pipe: _Pipe) -> None:
         """Close a stream, once."""
@@ -277,11 +299,14 @@ def _accepted(answer: Answer, to: Progress) -> None:
         raise kind(f"{to.name}: {answer.reason}")
 
 
-async def _exactly(stream: Stream, size: int) -> bytes:
+async def _exactly(stream: Stream, size: int, down: Meter) -> bytes:
     """The content that was announced with this size."""
+    began = _now()
     body = await stream.receive(size)
     if len(body) != size:
         raise ProtocolError(f"{len(body)} bytes came where {size} were announced")
+    if size >= MUCH:
+        down.moved(size, began, _now())
     return body
 
 
@@ -321,6 +346,8 @@ class Desk:
         self._take_contribution, self._take_partial = take_contribution, take_partial
         self._take_result = take_result
         self._find, self._coming = find, coming
+        self.down = Meter()
+        """Sees how fast this peer's downlink is."""
         self.bytes_sent = 0
         self.bytes_received = 0
 
@@ -354,11 +381,11 @@ class Desk:
         request: Request = decode(await stream.receive(HEADER_BYTES), Request)
         if isinstance(request, PushContribution):
             due = self._due(self._sizes, request.part, request.weight > 0)
-            body = await _sized(stream, request.part, request.size, due)
+            body = await self._sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_contribution(request, member, body)))
         elif isinstance(request, PushPartial):
             due = self._due(self._partial_sizes, request.part, bool(request.contributors))
-            body = await _sized(stream, request.part, request.size, due)
+            body = await self._sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_partial(request, member, body)))
         elif isinstance(request, PushResult):
             await self._serve_result(stream, request, member)
@@ -372,7 +399,7 @@ class Desk:
         with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
         self._coming(request, member, True)
         try:
-            body = await _sized(stream, request.held.part, request.held.size, with_tally)
+            body = await self._sized(stream, request.held.part, request.held.size, with_tally)
             answer = await self._take_result(request, body)
         finally:
             self._coming(request, member, False)
@@ -395,9 +422,8 @@ class Desk:
             raise ProtocolError("a part came before this peer had a state")
         return due
 
-
-async def _sized(stream: Stream, part: int, size: int, due: range) -> bytes:
-    """What follows a push, taken only if it has a size that the part may have."""
-    if size not in due:
-        raise ProtocolError(f"part {part} has {size} bytes, {said(due)} are due")
-    return await _exactly(stream, size) if size else b""
+    async def _sized(self, stream: Stream, part: int, size: int, due: range) -> bytes:
+        """What follows a push, taken only if it has a size that the part may have."""
+        if size not in due:
+            raise ProtocolError(f"part {part} has {size} bytes, {said(due)} are due")
+        return await _exactly(stream, size, self.down) if size else b""

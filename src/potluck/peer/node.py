@@ -248,6 +248,7 @@ class Node:
             find=self.actions.find,
             coming=self._coming,
         )
+        self.desk.down = self.links.down
         self._core_built = True
 
     async def _begin(self, founding: Founding) -> None:
@@ -316,7 +317,9 @@ class Node:
             tokens_per_s=work.tokens_per_s,
             step_s=work.step_s,
             idle_s=self.actions.handover.idle_s,
-            uplink=self.links.uplink,
+            uplink=self.links.up.rate,
+            downlink=self.links.down.rate,
+            rtt_s=self.links.rtt_s,
             loss=work.loss,
             leased=demand.leased,
             wants=demand.wants,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from potluck.errors import ProtocolError
-from potluck.protocol.plan import FLAT, assign, groups_for, reassign
+from potluck.protocol.plan import FLAT, Plan, assign, exchange_s, groups_for, plan, reassign
 from potluck.protocol.swarm import EXPIRY_S, Swarm
 from potluck.protocol.view import KEEP_SNAPSHOTS, MAX_WEIGHT, OpenRound, RunView
 from potluck.wire.codec import MAX_MESSAGE_BYTES, encode
@@ -41,6 +41,12 @@ PATIENT_STATES = 2
 
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
+
+LEGS = 2
+"""What was measured is a link at its best, so the grace period has so many times what is to be moved."""
+
+ROUND_TRIPS = 4
+"""Of the slowest member: a stream is made, and asked, and answered."""
 
 
 @dataclass(frozen=True)
@@ -205,25 +211,67 @@ def _has_work(progress: Progress) -> bool:
 
 def _open(view: RunView, ready: Sequence[Progress], base: str, rules: Rules, reason: str) -> Open:
     assert view.genesis is not None
-    ready = _fitting(ready, view.round)
-    members = tuple(sorted(p.member for p in ready))
-    uplinks = [p.uplink for p in ready if p.uplink > 0]
-    transfer_s = 2 * rules.round_bytes / min(uplinks) if uplinks else 0.0
-    steps_s = 2 * max(p.step_s if p.step_s > 0 else 0.0 for p in ready)
+    ready = sorted(_fitting(ready, view.round), key=lambda p: p.member)
+    members = tuple(p.member for p in ready)
     groups = groups_for(len(members), rules.flat)
-    # Of groups some may wait for one that acts for them and is dead.
-    death_s = EXPIRY_S if groups > 1 else 0.0
-    grace_s = rules.grace_s + min(steps_s, PATIENT_S) + min(transfer_s, PATIENT_S) + death_s
+    shared = _plan(view, ready, rules, groups)
     return Open(
         round=view.round + 1,
         attempt=view.open.attempt + 1 if view.open else 0,
         members=members,
-        reducers=assign(view.genesis.parts, members, view.last_plan),
+        reducers=shared.reducers,
         base=base,
-        grace_s=round(grace_s, 2),
-        reason=reason,
+        grace_s=_grace_s(ready, shared.reducers, rules, groups),
+        reason=(reason + _moves(view, ready, shared))[:2000],
         groups=groups,
     )
+
+
+def _plan(view: RunView, ready: Sequence[Progress], rules: Rules, groups: int) -> Plan:
+    """Who reduces what: by the members' links, in a round with groups evenly."""
+    assert view.genesis is not None
+    members, parts = [p.member for p in ready], view.genesis.parts
+    if groups > 1:
+        return Plan(assign(parts, members, view.last_plan))
+    rates, same = [_rate(p) for p in ready], set(members) == set(view.last_members)
+    return plan(parts, members, view.last_plan, rates, rules.round_bytes, same=same)
+
+
+def _rate(progress: Progress | None) -> float:
+    """A link's slower direction in bytes/s; 0 unless both are known. (Older releases measured one stream of
+    those that share an uplink, and say nothing of the downlink.)
+    """
+    return min(progress.uplink, progress.downlink) if progress is not None else 0.0
+
+
+def _moves(view: RunView, ready: Sequence[Progress], shared: Plan) -> str:
+    """In words, whose parts changed because of links, and what that saves."""
+    if shared.moved_s is None:
+        return ""
+    had, has = Counter(view.last_plan.values()), Counter(ready[index].member for index in shared.reducers)
+    changes, total = [], len(shared.reducers)
+    for p in sorted(ready, key=lambda p: has[p.member] - had[p.member]):
+        if has[p.member] != had[p.member]:
+            link = f" ({_rate(p) / 1e6:.3g} MB/s)" if _rate(p) > 0 else ""
+            changes.append(
+                f"{p.name or p.peer[:8]}{link} reduces {has[p.member]} of {total}, not {had[p.member]}"
+            )
+    before_s, after_s = shared.moved_s
+    return (
+        f"; by their links {', '.join(changes)}: about {after_s:.1f} s on the wire instead of {before_s:.1f}"
+    )
+
+
+def _grace_s(ready: Sequence[Progress], reducers: Sequence[int], rules: Rules, groups: int) -> float:
+    """How long reducers wait: for the slowest steps; for the link, either way, that is busy longest, a thin
+    one with its member's own contribution too; and for one that acts for a group and is dead.
+    """
+    steps_s = 2 * max(p.step_s if p.step_s > 0 else 0.0 for p in ready)
+    links = [min((rate for rate in (p.uplink, p.downlink) if rate > 0), default=0.0) for p in ready]
+    transfer_s = LEGS * exchange_s(reducers, links, rules.round_bytes, groups)
+    transfer_s += ROUND_TRIPS * max(p.rtt_s if p.rtt_s > 0 else 0.0 for p in ready)
+    death_s = EXPIRY_S if groups > 1 else 0.0
+    return round(rules.grace_s + min(steps_s, PATIENT_S) + min(transfer_s, PATIENT_S) + death_s, 2)
 
 
 def _fitting(ready: Sequence[Progress], turn: int) -> Sequence[Progress]:
@@ -346,7 +394,9 @@ def _replace(open_: OpenRound, orphans: Sequence[int], swarm: Swarm, now: float)
     """Give a dead reducer's parts to members that live."""
     live = [index for index, m in enumerate(open_.members) if swarm.lives(m, now)]
     gone = sorted({swarm.name(open_.members[open_.reducers[part]]) for part in orphans})
-    moves = reassign(orphans, open_.reducers, live)
+    last = [swarm.last(m.peer) for m in open_.members]
+    rates = [_rate(p) if open_.groups == 1 else 0.0 for p in last]
+    moves = reassign(orphans, open_.reducers, live, rates)
     heirs = sorted({swarm.name(open_.members[member]) for _, member in moves})
     reason = f"{', '.join(gone)} died before its parts were held; {', '.join(heirs)} reduces them now"
     return Decision(Reassign(open_.round, open_.attempt, moves, reason[:2000]), reason)

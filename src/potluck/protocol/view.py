@@ -65,6 +65,7 @@ class RunView:
         self.members: dict[int, tuple[Member, ...]] = {}
         self.snapshots: dict[int, Snapshot] = {}
         self.last_plan: dict[int, Member] = {}
+        self.last_members: tuple[Member, ...] = ()
         self.tokens = 0
         self.reopened = 0
         self.loss: float | None = None
@@ -163,6 +164,7 @@ class RunView:
             self.moved = {members[i]: self.leases.include(members[i], n) for i, n in body.blocks}
         self.commits[body.round] = body
         self.members[body.round] = self.open.members
+        self.last_members = self.open.members
         self.last_plan = {p: self.open.members[m] for p, m in enumerate(self.open.reducers)}
         self.round, self.open = body.round, None
         self.tokens += body.tokens

@@ -102,6 +102,7 @@ class World:
     Delays are one way, in seconds. ``learning`` is how much a step changes a model; ``round_tokens`` 0 is
     200 for each peer; rounds of more than ``flat`` members have groups; the data has ``blocks`` blocks, gone
     through ``epochs`` times (0: for ever); without a commit for ``bound_s`` the swarm is taken for stuck.
+    ``thin`` is the share of peers that say that their link is ten times as thin; if 0, links are unknown.
     """
 
     peers: int = 4
@@ -117,6 +118,7 @@ class World:
     codec: str = "int8"
     bound_s: float = 45.0
     flat: int = FLAT
+    thin: float = 0.0
     blocks: int = 500
     epochs: int = 0
     crashes: float = 2.0
@@ -180,10 +182,12 @@ def kind(world: World) -> World:
 CALM = kind(World(loss=0.0, duplicate=0.0))
 """Nothing goes wrong: delays are all there is."""
 
-LIGHT = World(crashes=1.0, joins=1.0, pauses=0.5, partitions=0.5, slows=0.1, restarts=0.0)
+LIGHT = World(thin=0.2, crashes=1.0, joins=1.0, pauses=0.5, partitions=0.5, slows=0.1, restarts=0.0)
 """Friends' machines on an ordinary day, in fast motion."""
 
-HEAVY = World(crashes=6, joins=4, pauses=3, partitions=3, one_ways=1.5, torn=3, divergences=1, stalls=2)
+HEAVY = World(
+    thin=0.3, crashes=6, joins=4, pauses=3, partitions=3, one_ways=1.5, torn=3, divergences=1, stalls=2
+)
 """Something happens every few seconds."""
 
 PRESETS = {"none": CALM, "light": LIGHT, "heavy": HEAVY}
@@ -403,6 +407,7 @@ def small(seed: int) -> World:
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
         flat=3 if seed % 4 == 3 else FLAT,
+        thin=rough.thin if seed // 3 % 2 else 0.0,
         duration_s=20.0 * longer,
         calm_s=22.0,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from potluck.data.leases import LeaseQueue
 from potluck.errors import StoreError
@@ -37,7 +39,7 @@ from potluck.store.contents import MemoryStore
 from potluck.testing.calls import Caller
 from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
-from potluck.wire.messages import Progress
+from potluck.wire.messages import MAX_RATE, Progress
 from potluck.wire.records import Commit, Genesis, Member, Open, Reassign
 
 if TYPE_CHECKING:
@@ -47,6 +49,12 @@ STEP_S = 0.5
 BLOCK_TOKENS = 10
 LEASE = 40
 WAKE_S = 0.05
+
+LINK = 2000.0
+LIARS = 0.03
+"""Bytes/s of a link, where a contribution has 100 bytes; and the share of peers that say that they have the
+fastest that can be said.
+"""
 
 REJOIN_S = 10.0
 """So long after a model went wrong its peer has got rid of it, and of what was trained in it."""
@@ -75,6 +83,8 @@ class SimPeer(Caller):
         self._stepped_at = sim.now
         self._carries: list[Carry] = []
         self._cut: tuple[int, int] | None = None
+        self._measures = random.Random(f"link/{me.peer}")  # of its own: what else happens stays as it was
+        self._thin = self._measures.random()
         self._rng = np.random.default_rng(int(me.peer[:8], 16))
         self._next_poll = float("inf")
 
@@ -116,7 +126,17 @@ class SimPeer(Caller):
             idle_s=0.0 if self._waiting else self.sim.now - self._stepped_at,
             loss=loss,
         )
+        if self.sim.world.thin and self.core.catchup.round > 0:
+            base = self._measured(base)
         self.sim.broadcast(self.core.announcement(base, self.machine.now))
+
+    def _measured(self, base: Progress) -> Progress:
+        """With what is said of our link after a first round: another figure each time, and by some a lie."""
+        if self._thin > 1 - LIARS:
+            return replace(base, uplink=MAX_RATE, downlink=MAX_RATE)
+        rate = LINK * (0.1 if self._thin < self.sim.world.thin else 1.0)
+        up, down = (rate * self._measures.uniform(0.8, 1.2) for _ in range(2))
+        return replace(base, uplink=up, downlink=down, rtt_s=0.1)
 
     def hear(self, progress: Progress) -> None:
         """An announcement came."""

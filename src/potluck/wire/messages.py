@@ -18,6 +18,11 @@ MAX_GROUP = 2000
 MAX_EVERY_S = 120.0
 """Nobody announces itself more seldom, in seconds."""
 
+MAX_RATE = 1e12
+MAX_RTT_S = 60.0
+"""No link is faster, in bytes/s, or its round trip longer, in seconds; who says so is not heard."""
+
+Rate = Annotated[float, Meta(ge=0, le=MAX_RATE)]
 Phase = Literal["joining", "training", "following", "leaving", "gone"]
 
 
@@ -28,7 +33,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``every_s`` is how long the next may be in coming, in seconds.
     ``since`` is the length of the ledger when the peer came. ``round`` is the last round applied, ``state``
     its digest. ``tokens`` and ``steps`` count work that is in no round yet; ``idle_s`` is how long ago the
-    last step ended; ``uplink`` is in bytes/s, 0 while unknown. ``held`` lists the results held of
+    last step ended. ``uplink`` and ``downlink`` are what this peer's link was seen to carry, in bytes/s, and
+    ``rtt_s`` is the round trip to others, in seconds: 0 while unknown. ``held`` lists the results held of
     ``attempt`` of the open round, ``snapshots`` the manifests held by round, ``parts_from`` the first round
     whose parts are still kept; ``fetching`` is the round of the snapshot that is being fetched, -1 if none
     is; ``abstains``: it had nothing to give to that attempt. ``leased`` counts the
@@ -54,7 +60,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     tokens_per_s: float = 0.0
     step_s: float = 0.0
     idle_s: float = 0.0
-    uplink: float = 0.0
+    uplink: Rate = 0.0
+    downlink: Rate = 0.0
+    rtt_s: Annotated[float, Meta(ge=0, le=MAX_RTT_S)] = 0.0
     loss: float | None = None
     leased: Count = 0
     wants: Annotated[int, Meta(ge=0, le=MAX_WANTS)] = 0
