@@ -64,6 +64,7 @@ class TopK(Codec):
 
     name = "topk"
     decay = 0.95
+    keeps = True
 
     def sizes(self, n: int) -> range:
         groups = _groups(n)

@@ -103,6 +103,7 @@ class Referee:
         life = self.lives.setdefault(member, Trained(np.zeros(self._n), {}))
         life.lost += life.tokens - life.included - life.lost
         life.pending, life.cuts = np.zeros(self._n), {}
+        self.residuals.begins(member)
 
     def steps(self, member: Member, change: Exact, tokens: float) -> None:
         """An inner step changed the model by ``change`` [n]."""
@@ -112,7 +113,8 @@ class Referee:
 
     def boundary(self, member: Member, name: str, local: Vector, shared: Vector) -> None:
         """Between two steps: the model is the shared state and all progress that is not in it, once."""
-        off = float(np.abs(local.astype(np.float64) - shared - self.lives[member].pending).max())
+        own = self.lives[member].pending - self.residuals.kept(member)
+        off = float(np.abs(local.astype(np.float64) - shared - own).max())
         if off > DRIFT:
             self._fail(f"{name} is off by {off:.4f} from its shared state and its own progress")
 
