@@ -53,6 +53,7 @@ class Tuned:
     inner: Inner
     outer: Outer = DEMO.outer
     round_tokens: int = 122_880
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ CASES = [
         "tuned_4_peers_topk",
         peers=4,
         codec="topk",
-        tuned=Tuned(replace(MUON, lr=8e-3), Outer("nesterov", 1.0, 0.5)),
+        tuned=Tuned(replace(MUON, lr=8e-3), Outer("nesterov", 1.0, 0.5), keeps=True),
     ),
 ]
 
@@ -260,7 +261,7 @@ def recipe_of(case: Case, seed: int, tokens: int, recipe: Recipe, quick: bool = 
         task=replace(recipe.task, seed=seed, batch=recipe.task.batch * case.batches),
         inner=tuned.inner,
         outer=tuned.outer,
-        rounds=replace(recipe.rounds, codec=case.codec, tokens=round_tokens),
+        rounds=replace(recipe.rounds, codec=case.codec, tokens=round_tokens, keeps=tuned.keeps),
         end=End(tokens=max(1, tokens // round_tokens) * round_tokens),
     )
 

@@ -207,6 +207,12 @@ def test_a_learning_rate_cools_down_towards_an_end() -> None:
         replace(cooling, end=End(epochs=2)).validate()
 
 
+def test_a_switch_is_true_or_false() -> None:
+    assert Recipe.from_toml("[rounds]\nkeeps = true\n").rounds.keeps
+    with pytest.raises(RecipeError, match=r"rounds\.keeps = 1 should be true or false"):
+        Recipe.from_toml("[rounds]\nkeeps = 1\n")
+
+
 def test_how_much_of_a_run_is_done() -> None:
     assert End().done(10, 10) == 0
     assert End(tokens=100).done(25, 7) == 0.25

@@ -72,11 +72,13 @@ class Outer:
 class Rounds:
     """When a round opens (``tokens`` of the whole swarm), and what travels (``codec``).
 
-    ``grace_s`` is the least time that a reducer waits for a live member.
+    ``grace_s`` is the least time that a reducer waits for a live member. ``keeps``: what the codec takes from
+    a contribution stays in its member's model, which trains on from there, and not beside it.
     """
 
     tokens: int = 65_536
     codec: str = "int8"
+    keeps: bool = False
     grace_s: float = 4.0
     snapshot_every: int = 5
     parts: int = 16
@@ -316,7 +318,13 @@ def _check_section(section: Any, where: str) -> None:
 
 
 def _check_type(value: object, usual: object, path: str) -> None:
-    words = {str: "a string", int: "a whole number", float: "a number", dict: "a table"}
+    words = {
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+        dict: "a table",
+        bool: "true or false",
+    }
     allowed = (int, float) if isinstance(usual, float) else (type(usual),)
     if type(value) not in allowed:
         raise RecipeError(f"{path} = {_show(value)} should be {words[type(usual)]}")

@@ -5,7 +5,6 @@ step takes the mean over all R replicas of what they sent. Chunks have 64 × 64 
 
 Ours differs in Q: two bits are a sign and one of two magnitudes of the chunk, where the paper's authors lay
 four bins over the range of the signed values. And results go down through the same codec, with a residual.
-A member's residual e is not beside its model but in it (``Codec.keeps``), which this file has no part in.
 """
 
 from __future__ import annotations

@@ -24,11 +24,6 @@ class Codec(ABC):
     decay: float = 1.0
     """What error feedback keeps of an older residual in each sending: β in e ← β e + Δ."""
 
-    keeps: bool = False
-    """Whether a member's model keeps what its contributions lost and trains on from there, so that it doesn't
-    learn again what only waits to be sent; else the residual lies beside it.
-    """
-
     @abstractmethod
     def sizes(self, n: int) -> range:
         """The numbers of bytes that n values may take: a single one, unless it depends on the values."""

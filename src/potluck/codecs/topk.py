@@ -64,7 +64,6 @@ class TopK(Codec):
 
     name = "topk"
     decay = 0.95
-    keeps = True
 
     def sizes(self, n: int) -> range:
         groups = _groups(n)

@@ -40,7 +40,7 @@ class Carry:
 
     ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
     that included our contribution, the old shared state for the others; but for what the model keeps
-    (``Codec.keeps``). ``included``: there were any of the former.
+    (``Rounds.keeps``). ``included``: there were any of the former.
     """
 
     theta: Vector
@@ -86,10 +86,18 @@ class DataPlane:
         theta, momentum: shared state [n]; taken over, not copied.
         round_: the round they are the state after.
         parts: how many ranges the vectors are cut into.
+        keeps: what our contributions lose is in the model (``Carry``), and comes with its next difference.
     """
 
     def __init__(
-        self, theta: Vector, momentum: Vector, round_: int, parts: int, codec: Codec, outer: OuterOptimizer
+        self,
+        theta: Vector,
+        momentum: Vector,
+        round_: int,
+        parts: int,
+        codec: Codec,
+        outer: OuterOptimizer,
+        keeps: bool = False,
     ) -> None:
         self.theta = theta
         self.momentum = momentum
@@ -97,6 +105,7 @@ class DataPlane:
         self._digest: str | None = None
         self.codec = codec
         self._outer = outer
+        self._keeps = keeps
         self._bounds = part_bounds(theta.size, parts)
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
@@ -123,10 +132,10 @@ class DataPlane:
         for bounds in self._bounds:
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
-                if not self.codec.keeps:
+                if not self._keeps:
                     self._up.add(total[bounds], bounds, out=total[bounds])
             if not _sound(total[bounds]):
-                if self.codec.keeps:
+                if self._keeps:
                     self._up = self._feedback(self.theta.size)
                 return False
         self._cut = _Cut((round_, attempt), local, total, {})
@@ -195,7 +204,7 @@ class DataPlane:
         origin, any_included = cut.local if cut is not None else self._copy(), False
         for info, bounds in zip(commit.parts, self._bounds, strict=True):
             included = cut is not None and index in dict(info.contributors)
-            held = self._up.residual[bounds].copy() if self.codec.keeps and not included else None
+            held = self._up.residual[bounds].copy() if self._keeps and not included else None
             if cut is not None and included:
                 any_included = True
                 raw = self.contribution(*cut.key, info.part)
@@ -206,7 +215,7 @@ class DataPlane:
                 origin[bounds] = self.theta[bounds]
             decoded = self._decoded_result(raws[info.part], info.part)
             self._settle_down(info, decoded, index, bounds)
-            if self.codec.keeps:
+            if self._keeps:
                 origin[bounds] += self._kept(bounds, held)
             self._outer.step(self.theta[bounds], self.momentum[bounds], decoded)
         self.round, self._digest = commit.round, None

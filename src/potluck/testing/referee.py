@@ -16,6 +16,7 @@ from potluck.codecs import codec
 from potluck.peer.dataplane import Vector, part_bounds
 from potluck.protocol.leases import Span
 from potluck.protocol.view import RunView, contributors
+from potluck.recipe import Rounds
 from potluck.testing.residuals import Residuals
 from potluck.wire.records import Commit, Member, PartInfo
 from potluck.wire.result import unpack
@@ -82,19 +83,19 @@ class Referee:
         fail: raises, with what is needed to see the failure again.
     """
 
-    def __init__(self, n: int, parts: int, codec_name: str, fail: Callable[[str], None]) -> None:
+    def __init__(self, n: int, rounds: Rounds, fail: Callable[[str], None]) -> None:
         self.commits: dict[int, Seen] = {}
         self.lives: dict[Member, Trained] = {}
         self._n, self._fail = n, fail
-        self._bounds = part_bounds(n, parts)
-        self._codec = codec(codec_name)
+        self._bounds = part_bounds(n, rounds.parts)
+        self._codec = codec(rounds.codec)
         self._states: dict[int, str] = {}
         self._given: dict[tuple[int, int], dict[Member, Given]] = {}
-        self._largest = np.zeros(parts)
+        self._largest = np.zeros(rounds.parts)
         self.data: set[int] = set()
         """Positions of the data that are in the model."""
         self.excused: set[str] = set()
-        self.residuals = Residuals(n, self._bounds, self._codec)
+        self.residuals = Residuals(n, self._bounds, self._codec, rounds.keeps)
 
     # -- progress --------------------------------------------------------------------------------
 

@@ -35,9 +35,11 @@ class Residuals:
     Args:
         bounds: ranges of the parts in a vector of [n] values.
         coder: how they are encoded.
+        keeps: members' models hold what their contributions lost.
     """
 
-    def __init__(self, n: int, bounds: Sequence[slice], coder: Codec) -> None:
+    def __init__(self, n: int, bounds: Sequence[slice], coder: Codec, keeps: bool = False) -> None:
+        self._keeps = keeps
         self._n, self._bounds, self._codec = n, bounds, coder
         self._up: dict[Member, Exact] = {}
         self._down: dict[Member, dict[int, Exact]] = {}
@@ -53,7 +55,7 @@ class Residuals:
 
     def begins(self, member: Member) -> None:
         """A life's model is the shared state again: what it alone held is lost."""
-        if self._codec.keeps:
+        if self._keeps:
             self._up.pop(member, None)
 
     def unsure(self, member: Member, part: int) -> None:
@@ -108,7 +110,7 @@ class Residuals:
 
     def kept(self, member: Member) -> Exact:
         """What a member's model holds of what its contributions lost."""
-        owed = self._up.get(member) if self._codec.keeps else None
+        owed = self._up.get(member) if self._keeps else None
         return np.zeros(self._n) if owed is None else self._codec.decay * owed
 
     def _over(self, meant: Exact, sent: Exact) -> float:
