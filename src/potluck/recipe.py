@@ -61,7 +61,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer optimizer: ``"nesterov"`` SGD, or plain ``"average"`` (lr 1, momentum 0)."""
+    """The outer optimizer: ``"nesterov"`` SGD, ``"plain"`` SGD, or ``"average"`` (plain with lr 1)."""
 
     kind: str = "average"
     lr: float = 0.7

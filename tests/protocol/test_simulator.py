@@ -122,6 +122,21 @@ SCENARIOS = {
         at 53 join peer5
         at 54 crash peer2 for 15
     """,
+    # Not heard for want of three announcements, and then of the hub, one of two was rightly taken for gone.
+    "lost announcements, then no hub": """
+        seed 3687
+        peers 4
+        duration_s 20
+        calm_s 5
+        outer average
+        codec fp32
+        flat 3
+        blocks 200
+        at 6 cut peer3 peer4 for 23
+        at 7.85 pause peer1 for 7.59
+        at 13 pause peer3 for 12
+        at 15 loss 0.4 for 6
+    """,
 }
 
 

@@ -417,7 +417,7 @@ class Node:
             while not await self.actions.work(self._store.has, name):
                 self.check()
                 await self._fetch_anywhere(name, size, blob.name)
-        return await self.actions.work(read_blob, self._store, blob)
+        return bytes(await self.actions.work(read_blob, self._store, blob))
 
     async def _fetch_anywhere(self, name: str, size: int, what: str) -> None:
         others: Sequence[Progress] = [

@@ -16,6 +16,7 @@ from potluck.errors import CorruptData, StoreError
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.peer.dataplane import Carry, DataPlane, Given, Vector, part_bounds
+from potluck.peer.spare import Spare
 from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.contents import Contents
@@ -52,11 +53,12 @@ class Partial(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """The state after a round: its digest, and the files of a snapshot of it."""
+    """The state after a round: its digest, and vectors of its own."""
 
     round: int
     state: str
-    files: dict[str, bytes]
+    theta: Vector
+    momentum: Vector
 
 
 class PeerState:
@@ -71,6 +73,7 @@ class PeerState:
         self._outer = OuterOptimizer(recipe.outer)
         self._inbox: dict[tuple[int, int, int, int], Contribution] = {}
         self._partials: dict[tuple[int, int, int, int], Partial] = {}
+        self._spare = Spare()
         self._weight, self._blocks = 0.0, 0
         self._member: tuple[int, int, int] | None = None
         self.plane: DataPlane | None = None
@@ -236,7 +239,7 @@ class PeerState:
             CorruptData: it is not the state it says it is.
             StoreError: the disk refuses.
         """
-        files = {}
+        files: dict[str, bytearray] = {}
         for blob in snapshot.files:
             lacking = [d for d in blob.chunks if not self.store.has(d)]
             if lacking:
@@ -261,8 +264,10 @@ class PeerState:
     def copy(self) -> Copy:
         """The state as it is, to be written while it goes on."""
         assert self.plane is not None, "there is a state to write"
-        plane = self.plane
-        return Copy(plane.round, plane.digest, snapshot_files(self.tensors, plane.theta, plane.momentum))
+        copies = [self._spare.take(self.size) for _ in range(2)]
+        for copy, vector in zip(copies, (self.plane.theta, self.plane.momentum), strict=True):
+            np.copyto(copy, vector)
+        return Copy(self.plane.round, self.plane.digest, *copies)
 
     def write(self, copy: Copy) -> Snapshot:
         """Write a state into the store, in chunks. Touches no vectors: any thread may call.
@@ -270,7 +275,8 @@ class PeerState:
         Raises:
             StoreError: the disk refuses.
         """
-        return Snapshot(copy.round, copy.state, _written(self.store, copy.files), "")
+        files = snapshot_files(self.tensors, copy.theta, copy.momentum)
+        return Snapshot(copy.round, copy.state, _written(self.store, files), "")
 
     def write_snapshot(self) -> Snapshot:
         """Write the state as it is; as ``write``."""

@@ -229,6 +229,7 @@ class PeerCore:
             snapshots=self._snapshots_held(),
             parts_from=self._parts_from,
             fetching=self.catchup.fetching,
+            eta_s=self.catchup.eta_s(now),
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)

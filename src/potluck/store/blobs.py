@@ -38,8 +38,8 @@ def missing(store: Contents, blob: Blob) -> list[str]:
     return [chunk for chunk in dict.fromkeys(blob.chunks) if not store.has(chunk)]
 
 
-def read_blob(store: Contents, blob: Blob) -> bytes:
-    """The whole file, every chunk verified.
+def read_blob(store: Contents, blob: Blob) -> bytearray:
+    """The whole file, every chunk verified, in memory taken once.
 
     Raises:
         StoreError: chunks are not here (they are named), or the disk refuses.
@@ -47,7 +47,8 @@ def read_blob(store: Contents, blob: Blob) -> bytes:
     """
     sizes = chunk_sizes(blob)
     absent = missing(store, blob)
-    pieces = []
+    raw = bytearray() if absent else bytearray(blob.size)
+    start = 0
     for chunk, size in zip(blob.chunks if not absent else (), sizes, strict=False):
         piece = store.get(chunk)
         if piece is None:
@@ -55,8 +56,9 @@ def read_blob(store: Contents, blob: Blob) -> bytes:
         elif len(piece) != size:
             raise CorruptData(f"chunk {chunk} of {blob.name!r} has {len(piece)} bytes instead of {size}")
         else:
-            pieces.append(piece)
+            raw[start : start + size] = piece
+        start += size
     if absent:
         names = ", ".join(absent[:8]) + (", …" if len(absent) > 8 else "")
         raise StoreError(f"{blob.name!r} lacks {len(absent)} of its chunks, fetch them again: {names}")
-    return b"".join(pieces)
+    return raw

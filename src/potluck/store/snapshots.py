@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
+from msgspec import Raw, Struct
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from potluck.errors import CorruptData, ModelMismatch
@@ -17,6 +18,17 @@ MODEL = "model.safetensors"
 MOMENTUM = "momentum.safetensors"
 METADATA = {"format": "pt"}
 """What Hugging Face transformers looks for before it loads a file."""
+
+LENGTH_BYTES = 8
+"""Before the header of a file: how long it is."""
+
+
+class _Entry(Struct, frozen=True):
+    """What a file's header says of a tensor; its bytes are at these offsets behind the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 def snapshot_files(
@@ -49,9 +61,10 @@ def snapshot_files(
 
 
 def load_snapshot(
-    tensors: Sequence[TensorSpec], files: dict[str, bytes]
+    tensors: Sequence[TensorSpec], files: Mapping[str, bytes | bytearray]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Theta and momentum [n] out of a snapshot's files, in the order of ``tensors``.
+    """Theta and momentum [n] out of a snapshot's files, in the order of ``tensors``; in the files' own memory
+    where that can be.
 
     Raises:
         CorruptData: a file lacks, is not whole, or has other names, shapes or types than ``tensors``.
@@ -61,27 +74,50 @@ def load_snapshot(
     return theta, momentum
 
 
-def _read(name: str, tensors: Sequence[TensorSpec], files: dict[str, bytes]) -> NDArray[np.float32]:
+def _read(
+    name: str, tensors: Sequence[TensorSpec], files: Mapping[str, bytes | bytearray]
+) -> NDArray[np.float32]:
     """The values of a file's tensors, one after another in the order of ``tensors``."""
     if name not in files:
         raise CorruptData(f"the snapshot has no {name}; take it from another peer")
-    try:
-        found = dict(deserialize(files[name]))  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise CorruptData(
-            f"{name} of the snapshot can't be read, take it from another peer: {error}"
-        ) from error
+    found, data = _opened(name, files[name])
     if found.keys() != {spec.name for spec in tensors}:
         odd = sorted(found.keys() ^ {spec.name for spec in tensors})
         raise CorruptData(f"{name} does not hold the run's tensors: {', '.join(odd[:8])} missing or too many")
     for spec in tensors:
-        kind, shape = found[spec.name]["dtype"], tuple(found[spec.name]["shape"])
-        if kind != "F32" or shape != spec.shape:
-            raise CorruptData(f"{spec.name} in {name} is {kind} {shape}, not F32 {spec.shape}")
-    values = np.empty(sum(math.prod(spec.shape) for spec in tensors), np.float32)
-    start = 0
-    for spec in tensors:
-        flat = np.frombuffer(found[spec.name]["data"], "<f4")
-        values[start : start + flat.size] = flat
-        start += flat.size
-    return values
+        entry = found[spec.name]
+        if entry.dtype != "F32" or entry.shape != spec.shape:
+            raise CorruptData(f"{spec.name} in {name} is {entry.dtype} {entry.shape}, not F32 {spec.shape}")
+    pieces = [data[slice(*found[spec.name].data_offsets)].view("<f4") for spec in tensors]
+    if len(pieces) == 1 and pieces[0].flags.writeable and pieces[0].flags.aligned:
+        return pieces[0]
+    return np.concatenate(pieces, dtype=np.float32) if pieces else np.empty(0, np.float32)
+
+
+def _opened(name: str, raw: bytes | bytearray) -> tuple[dict[str, _Entry], NDArray[np.uint8]]:
+    """What a file says of its tensors, which lie one behind the other in all that follows; and that, not
+    copied.
+    """
+    try:
+        start = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES], "little")
+        header = msgspec.json.decode(raw[LENGTH_BYTES:start], type=dict[str, Raw])
+        header.pop("__metadata__", None)
+        found = {key: msgspec.json.decode(entry, type=_Entry) for key, entry in header.items()}
+    except ValueError as error:  # what msgspec raises is one
+        raise _unreadable(name, error) from error
+    ends = [0]
+    for begin, end in sorted(entry.data_offsets for entry in found.values()):
+        if begin != ends[-1] or end < begin:
+            raise _unreadable(name, f"a tensor is at byte {begin}, where {ends[-1]} is due")
+        ends.append(end)
+    if ends[-1] != len(raw) - start:
+        raise _unreadable(name, f"it should end at byte {start + ends[-1]}, and has {len(raw)}")
+    for entry in found.values():
+        begin, end = entry.data_offsets
+        if entry.dtype == "F32" and end - begin != 4 * math.prod(entry.shape):
+            raise _unreadable(name, f"a tensor of {entry.shape} has {end - begin} bytes")
+    return found, np.frombuffer(raw, np.uint8, offset=start) if start < len(raw) else np.empty(0, np.uint8)
+
+
+def _unreadable(name: str, why: object) -> CorruptData:
+    return CorruptData(f"{name} of the snapshot can't be read, take it from another peer: {why}")

@@ -227,14 +227,16 @@ class Faults:
     def _hub_back(self) -> None:
         if (self.hub_up and not self.sim.calm) or self.sim.now < self._hub_until:
             return
-        if not self.hub_up:
+        was_up = self.hub_up
+        if not was_up:
             self.sim.outages.ends()
         self.hub_up = True
         self.sim.progress_from_now()
         for peer in self.sim.living():
             machine = peer.machine
             machine.hub_from = max(machine.hub_from, self.sim.now + self.sim.random.uniform(0.0, RECONNECT_S))
-            if not machine.steady:
+            # Each for itself is without the hub for a moment when the calm begins.
+            if not machine.steady or (was_up and self.sim.missed(peer.me.peer)):
                 machine.unheard(machine.hub_from)
 
     # -- machines --------------------------------------------------------------------------------

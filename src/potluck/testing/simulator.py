@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,6 +121,7 @@ class Simulation:
         self.referee = Referee(SIZE, self.recipe.rounds, self.fail)
         self._commit_seen = 0.0
         self.announced: dict[str, set[str]] = {}
+        self._missed: dict[str, dict[str, int]] = {}
         self.deciding: set[str] = set()
         self.reassigned: set[int] = set()
         self.faults = Faults(self)
@@ -185,14 +186,32 @@ class Simulation:
             self.ear.hear(progress, self.now)
 
     def _tell(self, group: list[SimPeer], progress: Progress) -> None:
+        there = group
         if self.faults.rates["loss"]:
-            group = [peer for peer in group if not self.happens("loss")]
+            there = [peer for peer in group if not self.happens("loss")]
 
         def arrive() -> None:
-            for peer in group:
+            for peer in there:
                 peer.hear(progress)
 
-        self.at(self.delay() + self.delay(), arrive)
+        after_s = self.delay() + self.delay()
+        self._note_missed(progress.peer, group, [] if after_s > progress.every_s else there)
+        self.at(after_s, arrive)
+
+    def _note_missed(self, sender: str, group: Iterable[SimPeer], there: list[SimPeer]) -> None:
+        """Of these who should hear a peer only some do in time. Twice in a row, and it may count as gone."""
+        for hearer in group:
+            missed = self._missed.setdefault(sender, {})
+            if hearer in there:
+                missed.pop(hearer.me.peer, None)
+                continue
+            missed[hearer.me.peer] = missed.get(hearer.me.peer, 0) + 1
+            if missed[hearer.me.peer] > 1:
+                self.peers[sender].machine.unheard(self.now + 1.0)
+
+    def missed(self, peer: str) -> bool:
+        """Whether somebody did not hear the last announcement of a peer in time."""
+        return bool(self._missed.get(peer))
 
     def entry(self, sequence: int) -> Entry:
         """The record at its place, read and checked once for all peers."""
