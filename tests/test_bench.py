@@ -145,11 +145,30 @@ def test_short_form() -> None:
     assert cases["1_peer_fp32"]["loss"] == pytest.approx(cases["plain"]["loss"], rel=1e-3)
     assert summaries["4_peers_int8"]["loss"] == cases["4_peers_int8"]["loss"]
     found = lines_of(done.stdout, "bar")
-    assert set(found) == {name for name, _, _ in convergence.BARS}
-    for line in found.values():
+    ratios, gaps = ({name for name, _, _ in which} for which in (convergence.BARS, convergence.GAPS))
+    assert set(found) == ratios | gaps
+    for name, line in found.items():
         assert set(line) == {"bar", "value", "unit"}
         assert line["unit"] == "ratio"
-        assert 0.5 < line["value"] < 2
+        assert 0.5 < line["value"] + (name in gaps) < 2
+
+
+def test_a_tuned_case_has_its_own_constants_and_cools_down(assets: dict[str, bytes]) -> None:
+    """The learning rate falls with each commit."""
+    tuned = convergence.Tuned(
+        Inner("muon", lr=1e-2, warmup_steps=4, cooldown=1.0), Outer("nesterov", 0.7, 0.6), 2 * 3072
+    )
+    case = Case("tuned", peers=4, tuned=tuned)
+    recipe = convergence.recipe_of(case, 0, 7 * 3072, RECIPE)
+    assert (recipe.inner, recipe.outer, recipe.rounds.tokens) == (tuned.inner, tuned.outer, 2 * 3072)
+    assert recipe.end.tokens == 6 * 3072
+    swarm, rates = Swarm(task(recipe, assets), 4, seed=0), []
+    for _ in range(3):
+        swarm.round()
+        (rate,) = {group["lr"] for peer in swarm.peers for group in peer.optimizer.param_groups}
+        rates.append(rate)
+    assert rates == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+    assert swarm.done == 1
 
 
 @pytest.mark.parametrize("outer", [Outer("average"), Outer("nesterov", 0.7, 0.9)], ids=lambda o: str(o.kind))

@@ -103,7 +103,14 @@ class Simulation:
             outer=Outer(kind=world.outer),
             data=Data(samples=world.blocks, block=1),
             end=End(epochs=world.epochs),
-            rounds=Rounds(tokens=world.tokens, codec=world.codec, grace_s=3.0, snapshot_every=3, parts=5),
+            rounds=Rounds(
+                tokens=world.tokens,
+                codec=world.codec,
+                keeps=world.codec == "topk",
+                grace_s=3.0,
+                snapshot_every=3,
+                parts=5,
+            ),
         )
         self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100, world.flat)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -111,7 +118,7 @@ class Simulation:
         self._born = 0
         self._names: dict[str, str] = {}
         self._lives: dict[str, int] = {}
-        self.referee = Referee(SIZE, self.recipe.rounds.parts, world.codec, self.fail)
+        self.referee = Referee(SIZE, self.recipe.rounds, self.fail)
         self._commit_seen = 0.0
         self.announced: dict[str, set[str]] = {}
         self._missed: dict[str, dict[str, int]] = {}
