@@ -62,7 +62,7 @@ bench-peers: $(READY) $(PEERS)/hivemind $(PEERS)/torchft
 	$(BIN)/python -m bench.peers.allreduce --bar $(OTHERS)
 	$(BIN)/python -m bench.faults --bar --trials 3 $(OTHERS)
 
-$(PEERS)/hivemind: SPEC := hivemind==1.1.12
+$(PEERS)/hivemind: SPEC := hivemind==1.1.12 'numpy<2.4'
 $(PEERS)/torchft: SPEC := torchft==0.2.0
 $(PEERS)/hivemind $(PEERS)/torchft: | $(READY)
 	$(PYTHON) -m venv $@
