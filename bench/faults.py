@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.peers.swarm import available
 from bench.stage import HUB, WATCHER, Actor, Late, Stage, bar, ends_on_sigterm
 from bench.wan import Link, Wan
 
@@ -202,12 +203,12 @@ def run(args: argparse.Namespace, directory: Path) -> None:
         bound_s = STATE_BYTES * 8 / (MBIT * 1e6)
         tell("potluck", joins=joins, bound_s=bound_s)
         bar("join_over_bound", statistics.median(j["committed_s"] for j in joins) / bound_s, "ratio")
-    if args.torchft:
+    if args.torchft and available("torchft", args.torchft):
         from bench.peers.torchft_faults import measure
 
         for line in measure(args.torchft, LINK, PEERS, args.trials, wanted):
             tell("torchft", **line)
-    if args.hivemind:
+    if args.hivemind and available("hivemind", args.hivemind):
         from bench.peers.hivemind_faults import measure as measure_hivemind
 
         for line in measure_hivemind(args.hivemind, LINK, PEERS, args.trials, wanted):

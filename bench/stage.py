@@ -292,5 +292,6 @@ def ends_on_sigterm() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def bar(name: str, value: float, unit: str) -> None:
-    print(json.dumps({"bar": name, "value": round(value, 4), "unit": unit}), flush=True)
+def bar(name: str, value: float, unit: str, digits: int = 4, **of: Any) -> None:
+    """A figure as a line of JSON; ``of`` says of which case, where one name has several."""
+    print(json.dumps({"bar": name, "value": round(value, digits), "unit": unit, **of}), flush=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ pytest.importorskip("transformers")
 
 from bench import convergence, demo_recipe  # noqa: E402
 from bench.convergence import LATE_STEPS, Case, Drifted, Swarm, measure  # noqa: E402
+from bench.peers import allreduce as others  # noqa: E402
 
 from potluck.codecs import CODECS  # noqa: E402
 from potluck.data.assets import build_assets  # noqa: E402
@@ -126,6 +128,57 @@ def test_an_exchange_of_two_real_peers_is_measured() -> None:
     assert line["peers"] == 2
     assert 0 < line["commit_s"] < line["applied_s"] < 30
     assert set(lines_of(done.stdout, "bar")) == {"int8_loopback_s"}
+
+
+def test_bits_of_a_parameter_and_step_are_counted() -> None:
+    """A peer sends its part of the contributions, and as a reducer as much again."""
+    done = run_bench("-m", "bench.bits", "--quick", timeout_s=120)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    told = {line["peers"]: line for line in lines if "bits" in line}
+    assert set(told) == {4, 20}
+    for peers, line in told.items():
+        least = (peers - 1) / peers * 0.156 / 30
+        assert least < line["contribution"] < 1.2 * least
+        assert least < line["result"] < 1.5 * least  # with tallies, which weigh more in small parts
+        assert line["contribution"] + line["result"] < line["up"] == line["down"]
+    bars = [(line["bar"], line["peers"], line["unit"]) for line in lines if "bar" in line]
+    wanted = (("bits_up", "bit"), ("bits_down", "bit"), ("bytes_ratio", "ratio"))
+    assert bars == [(name, peers, unit) for peers in (4, 20) for name, unit in wanted]
+
+
+@pytest.mark.integration
+def test_utilisation_of_two_real_peers_is_measured() -> None:
+    done = run_bench("-m", "bench.utilisation", "--quick", timeout_s=170)
+    bars = lines_of(done.stdout, "bar")
+    shares = ("utilisation", "utilisation_worst", "utilisation_with_free_cores", "blocking")
+    assert set(bars) == {*shares, "bits_up", "bits_down", "bytes_ratio"}
+    assert all(0 < bars[name]["value"] < 1.02 for name in shares)
+    peers = lines_of(done.stdout, "peer")
+    assert {name: round(1000 * one["compute_s"] / one["steps"]) for name, one in peers.items()} == {
+        "p1": 50,
+        "p2": 200,
+    }
+    for one in peers.values():
+        assert one["compute_s"] + one["boundary_s"] + one["late_s"] == pytest.approx(one["wall_s"], abs=0.01)
+    (bits,) = lines_of(done.stdout, "bits").values()
+    assert 0 < bits["contribution"] + bits["result"] < bits["up"]
+    assert bits["up"] == pytest.approx(bits["down"], rel=0.5)
+
+
+def test_rounds_of_another_system_count_if_all_were_in_them() -> None:
+    def said(*rounds: tuple[float, float, int]) -> Any:
+        told: list[dict[str, Any]] = []
+        for start, end, members in rounds:
+            told += [
+                {"at": start, "exchanging": True},
+                {"at": end, "committed": True, "members": members, "took_s": end - start + 5},
+            ]
+        return SimpleNamespace(said=told)
+
+    one = said((1.0, 3.0, 2), (10.0, 12.0, 1), (20.0, 22.0, 2))
+    other = said((1.5, 3.5, 2), (20.5, 21.0, 2))
+    assert others.whole([one, other], 2) == [(2.5, 7.0), (2.0, 7.0)]
+    assert others.whole([one, said((30.0, 31.0, 2))], 2) == []
 
 
 @pytest.mark.integration

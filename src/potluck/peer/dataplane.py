@@ -47,6 +47,10 @@ class Carry:
     origin: Vector | None
     included: bool = False
 
+    def within(self, bounds: slice) -> Carry:
+        """What it does to a range of the parameters."""
+        return Carry(self.theta[bounds], None if self.origin is None else self.origin[bounds], self.included)
+
 
 class Given(NamedTuple):
     """What goes into a mean: encoded values of one member with its weight, or a mean of several, in fp32."""
