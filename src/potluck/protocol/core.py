@@ -447,8 +447,7 @@ class PeerCore:
             self._sweep = False
             self._queue.append(self._drop())
         if self.exchange is not None:
-            rank = self._rank(now)
-            follows = self.catchup.round == self.exchange.round - 1
+            rank, follows = self._rank(now), self.catchup.round == self.exchange.round - 1
             effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE, follows)
         elif self._spreading is not None:
             effects += self._spreading.spread(self.swarm, now)
