@@ -88,7 +88,7 @@ class Planned(Metered):
         world = replace(CALM, peers=peers, delay_s=(0.04, 0.06), blocks=0, round_tokens=2 * peers * SPEED)
         super().__init__(replace(world, duration_s=ENDLESS_S, bound_s=ENDLESS_S), rounds)
         self.recipe = replace(self.recipe, rounds=replace(self.recipe.rounds, parts=parts))
-        self.referee = Referee(SIZE, parts, world.codec, self.fail)
+        self.referee = Referee(SIZE, self.recipe.rounds, self.fail)
 
     def each(self) -> Counter[str]:
         """Requests of all peers by kind, in all rounds that were counted."""
