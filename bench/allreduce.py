@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 from bench.exchanger import STEP_TOKENS
 from bench.loopback import Loopback
-from bench.stage import HUB, START_S, Actor, Late, Stage, bar, ends_on_sigterm
+from bench.stage import HUB, START_S, Actor, Stage, bar, played
 from bench.wan import Link, Wan
 
 from potluck.codecs import CODECS
@@ -223,13 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.quick:
         case, args.rounds = replace(case, peers=2, values=200_000, link=None), 2
     cases = [case, *(presets() if args.presets else ())]
-    with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-allreduce-") as scratch:
-        try:
-            run(cases, args, args.keep or Path(scratch))
-        except Late as late:
-            print(late, file=sys.stderr)
-            return 1
-    return 0
+    return played("allreduce", args.keep, lambda directory: run(cases, args, directory))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from typing import Any
 from bench.allreduce import Case, network
 from bench.bits import STEPS, Sent, tell_bits
 from bench.exchanger import STEP_TOKENS
-from bench.stage import START_S, Actor, Late, Stage, bar, ends_on_sigterm
+from bench.stage import START_S, Actor, Stage, bar, played
 from bench.wan import Link
 
 from potluck.recipe import Outer, Recipe, Rounds
@@ -289,13 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     pace = Pace(args.step_ms / 1000, args.steps, args.snapshot_every)
     if args.quick:
         case, args.rounds, args.codec = replace(case, peers=2, values=200_000, link=None), 3, ["topk"]
-    with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-utilisation-") as scratch:
-        try:
-            run(case, pace, args.codec, args.rounds, args.keep or Path(scratch))
-        except Late as late:
-            print(late, file=sys.stderr)
-            return 1
-    return 0
+    return played("utilisation", args.keep, lambda at: run(case, pace, args.codec, args.rounds, at))
 
 
 if __name__ == "__main__":

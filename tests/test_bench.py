@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,53 +23,28 @@ from bench.peers import allreduce as others  # noqa: E402
 from potluck.codecs import CODECS  # noqa: E402
 from potluck.data.assets import build_assets  # noqa: E402
 from potluck.peer.trainer import Trainer  # noqa: E402
-from potluck.recipe import DEMO, Inner, Outer, Recipe  # noqa: E402
+from potluck.recipe import Inner, Outer, Recipe  # noqa: E402
 from potluck.tasks import task  # noqa: E402
 from potluck.wire.records import Commit  # noqa: E402
+from tests.tiny import RECIPE as TINY  # noqa: E402
+from tests.tiny import write_text  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[1]
-LINES = "".join(f"The {n}th cat sat on the {n % 7}th mat.\n" for n in range(3000))
 STEP_TOKENS = 4 * 32
 ROUND_STEPS = 6
-RECIPE = replace(
-    DEMO,
-    task=replace(
-        DEMO.task,
-        text="*.txt",
-        tokenizer="bpe-400",
-        config={
-            **DEMO.task.config,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
-        context=32,
-        batch=4,
-    ),
-    inner=Inner(lr=1e-2, warmup_steps=4),
-    rounds=replace(DEMO.rounds, tokens=4 * ROUND_STEPS * STEP_TOKENS),
-)
+RECIPE = replace(TINY, rounds=replace(TINY.rounds, tokens=4 * ROUND_STEPS * STEP_TOKENS))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "a.txt").write_text(LINES, "utf-8")
-    return folder
+    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
 def assets(base: Path) -> dict[str, bytes]:
     return build_assets(RECIPE, base=base)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def with_codec(codec: str, **changes: Any) -> Recipe:

@@ -32,3 +32,10 @@ def test_a_new_beginning_forgets() -> None:
     arrival.came(30, 1.0)
     arrival.began(2.0)
     assert arrival.eta_s(60, 3.0) is None
+
+
+def test_what_came_long_ago_is_forgotten_though_nobody_asks() -> None:
+    arrival = Arrival()
+    for second in range(1000):
+        arrival.came(1, float(second))
+    assert len(arrival._came) == WINDOW_S + 1

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,46 +12,22 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from potluck.data.assets import build_assets  # noqa: E402
-from potluck.recipe import DEMO, Inner  # noqa: E402
+from potluck.recipe import Inner  # noqa: E402
 from potluck.tasks import task  # noqa: E402
 from potluck.tasks.causal_lm import CausalLM  # noqa: E402
 from potluck.tasks.muon import MOMENTUM, Muon, orthogonal  # noqa: E402
+from tests.tiny import RECIPE as TINY  # noqa: E402
+from tests.tiny import write_text  # noqa: E402
 
-LINES = "".join(f"The {n}th cat sat on the {n % 7}th mat.\n" for n in range(3000))
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MUON = Inner("muon", lr=1e-2, warmup_steps=4)
-RECIPE = replace(
-    DEMO,
-    task=replace(
-        DEMO.task,
-        text="*.txt",
-        tokenizer="bpe-400",
-        config={
-            **DEMO.task.config,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
-        context=32,
-        batch=4,
-    ),
-    inner=MUON,
-)
+RECIPE = replace(TINY, inner=MUON)
 
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    base = tmp_path_factory.mktemp("text")
-    Path(base / "a.txt").write_text(LINES, "utf-8")
-    return build_assets(RECIPE, base=base)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    return build_assets(RECIPE, base=write_text(tmp_path_factory.mktemp("text")))
 
 
 def with_inner(assets: dict[str, bytes], inner: Inner) -> CausalLM:

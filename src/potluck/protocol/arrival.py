@@ -23,11 +23,15 @@ class Arrival:
     def came(self, size: int, now: float) -> None:
         """So many bytes are here."""
         self._came.append((now, size))
+        self._forget(now)
 
     def eta_s(self, left: int, now: float) -> float | None:
         """In how many seconds ``left`` more bytes will be here; None if nothing came lately."""
-        while self._came and self._came[0][0] < now - WINDOW_S:
-            self._came.popleft()
+        self._forget(now)
         took_s = now - max(self._since, now - WINDOW_S)
         size = sum(size for _, size in self._came)
         return left * took_s / size if size and took_s > 0 else None
+
+    def _forget(self, now: float) -> None:
+        while self._came and self._came[0][0] < now - WINDOW_S:
+            self._came.popleft()

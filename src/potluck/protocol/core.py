@@ -365,7 +365,7 @@ class PeerCore:
 
     def result(self, round_: int, attempt: int, info: PartInfo, now: float) -> None:
         """A result was pushed to us, verified and stored."""
-        self.catchup.fetched(info.digest, True, 0.0)
+        self.catchup.fetched(info.digest, True, now)
         if (exchange := self._open_or_spread(round_, attempt)) is not None:
             exchange.result(info)
         if self._in(round_, attempt):

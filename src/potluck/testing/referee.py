@@ -115,7 +115,7 @@ class Referee:
     def boundary(self, member: Member, name: str, local: Vector, shared: Vector) -> None:
         """Between two steps: the model is the shared state and all progress that is not in it, once."""
         own = self.lives[member].pending - self.residuals.kept(member)
-        off = float(np.abs(local.astype(np.float64) - shared - own).max())
+        off = self.residuals.known(member, np.abs(local.astype(np.float64) - shared - own))
         if off > DRIFT:
             self._fail(f"{name} is off by {off:.4f} from its shared state and its own progress")
 

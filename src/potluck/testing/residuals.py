@@ -113,6 +113,12 @@ class Residuals:
         owed = self._up.get(member) if self._keeps else None
         return np.zeros(self._n) if owed is None else self._codec.decay * owed
 
+    def known(self, member: Member, off: Exact) -> float:
+        """The most of ``off`` [n] where a member's model holds what is followed here (see ``unsure``)."""
+        parts = enumerate(self._bounds)
+        sure = [off[bounds] for part, bounds in parts if not (self._keeps and (member, part) in self._unsure)]
+        return max((float(values.max()) for values in sure), default=0.0)
+
     def _over(self, meant: Exact, sent: Exact) -> float:
         """By how much a value is off, beyond what encoding and rounding may cost."""
         largest = float(np.abs(meant).max())

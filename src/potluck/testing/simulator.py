@@ -106,7 +106,7 @@ class Simulation:
             rounds=Rounds(
                 tokens=world.tokens,
                 codec=world.codec,
-                keeps=world.codec == "topk",
+                keeps=bool(world.keeps),
                 grace_s=3.0,
                 snapshot_every=3,
                 parts=5,
@@ -198,11 +198,11 @@ class Simulation:
         self._note_missed(progress.peer, group, [] if after_s > progress.every_s else there)
         self.at(after_s, arrive)
 
-    def _note_missed(self, sender: str, group: Iterable[SimPeer], there: list[SimPeer]) -> None:
+    def _note_missed(self, sender: str, group: Iterable[SimPeer], there: Iterable[SimPeer]) -> None:
         """Of these who should hear a peer only some do in time. Twice in a row, and it may count as gone."""
+        heard, missed = {peer.me.peer for peer in there}, self._missed.setdefault(sender, {})
         for hearer in group:
-            missed = self._missed.setdefault(sender, {})
-            if hearer in there:
+            if hearer.me.peer in heard:
                 missed.pop(hearer.me.peer, None)
                 continue
             missed[hearer.me.peer] = missed.get(hearer.me.peer, 0) + 1
