@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS := $(BIN)/pytest -q
 
-.PHONY: demo test test-fast test-integration lint types sim sim-nightly soak soak-short bench bench-short clean
+.PHONY: demo test test-fast test-integration lint types sim sim-nightly soak soak-short bench bench-short bench-peers clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -42,12 +42,32 @@ bench: $(READY)
 	$(BIN)/python bench/convergence.py --seeds 3
 	$(BIN)/python -m bench.scale --bar
 	$(BIN)/python -m bench.codec --bar
+	$(BIN)/python -m bench.bits --bar
 
 bench-short: $(READY)
 	$(BIN)/python bench/convergence.py --quick --bar
 	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
 	$(BIN)/python -m bench.codec --quick --bar
+	$(BIN)/python -m bench.bits --quick --bar
 	$(BIN)/python -m bench.allreduce --quick --bar
+	$(BIN)/python -m bench.utilisation --quick --bar
+
+# Other systems on the same emulated links (Linux, root, a C compiler): exchanges, then faults, about twelve minutes.
+# Each has an environment of its own in PEERS, with the main one's torch; one that can't be installed is left out.
+PEERS ?= .peers
+PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+OTHERS = --hivemind $(PEERS)/hivemind/bin/python --torchft $(PEERS)/torchft/bin/python
+
+bench-peers: $(READY) $(PEERS)/hivemind $(PEERS)/torchft
+	$(BIN)/python -m bench.peers.allreduce --bar $(OTHERS)
+	$(BIN)/python -m bench.faults --bar --trials 3 $(OTHERS)
+
+$(PEERS)/hivemind: SPEC := hivemind==1.1.12 'numpy<2.4'
+$(PEERS)/torchft: SPEC := torchft==0.2.0
+$(PEERS)/hivemind $(PEERS)/torchft: | $(READY)
+	$(PYTHON) -m venv $@
+	$(BIN)/python -c $(PURELIB) > "$$($@/bin/python -c $(PURELIB))/main.pth"
+	$@/bin/pip install -q $(SPEC) || { rm -rf $@; echo "$(SPEC) is left out: see bench/peers/README.md"; }
 
 # Real processes behind an emulated WAN, killed and joined at random (Linux, root, a C compiler).
 soak: $(READY)
@@ -64,4 +84,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

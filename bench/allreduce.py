@@ -19,7 +19,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 from bench.exchanger import STEP_TOKENS
 from bench.loopback import Loopback
-from bench.stage import HUB, START_S, Actor, Late, Stage, bar, ends_on_sigterm
+from bench.stage import HUB, START_S, Actor, Stage, bar, played
 from bench.wan import Link, Wan
 
 from potluck.codecs import CODECS
@@ -256,17 +255,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.quick:
         case, args.rounds = replace(case, peers=2, values=200_000, link=None), 2
     cases = [case, *(presets() if args.presets else ())]
-    with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-allreduce-") as scratch:
-        try:
-            where = args.keep or Path(scratch)
-            if args.thin:
-                run_thin(case, (args.codec or ["int8"])[0], args.rounds, where)
-            else:
-                run(cases, args, where)
-        except Late as late:
-            print(late, file=sys.stderr)
-            return 1
-    return 0
+
+    def play(directory: Path) -> None:
+        if args.thin:
+            run_thin(case, (args.codec or ["int8"])[0], args.rounds, directory)
+        else:
+            run(cases, args, directory)
+
+    return played("allreduce", args.keep, play)
 
 
 if __name__ == "__main__":

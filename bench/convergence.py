@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 
@@ -24,10 +24,10 @@ from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.state import PeerState, genesis_of
 from potluck.peer.trainer import Trainer
 from potluck.protocol.plan import assign
-from potluck.recipe import DEMO, Recipe
+from potluck.recipe import DEMO, End, Inner, Outer, Recipe
 from potluck.store.contents import MemoryStore
 from potluck.tasks import task
-from potluck.tasks.causal_lm import CausalLM
+from potluck.tasks.causal_lm import Batch, CausalLM
 from potluck.wire.records import Commit, Genesis, Member, PartInfo
 
 LATE_STEPS = 4
@@ -35,6 +35,9 @@ LATE_STEPS = 4
 
 QUICK = replace(DEMO, rounds=replace(DEMO.rounds, tokens=16_384))
 QUICK_TOKENS = 2 * 16_384
+
+TUNED_TOKENS = 9_830_400
+"""Of the tuned cases: 80 rounds of 30 inner steps of four peers, 4.8 epochs of the text."""
 
 Assets = Mapping[str, bytes]
 
@@ -44,12 +47,23 @@ class Drifted(Exception):
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """Constants that are best for one case, in place of the demo's."""
+
+    inner: Inner
+    outer: Outer = DEMO.outer
+    round_tokens: int = 122_880
+    keeps: bool = False
+
+
+@dataclass(frozen=True)
 class Case:
     """``peers`` = 0 is the plain loop.
 
     Args:
         batches: its batch is so many times the recipe's.
         share: and it gets the tokens divided by this.
+        tuned: it has constants of its own, and is trained for longer.
     """
 
     name: str
@@ -57,7 +71,11 @@ class Case:
     codec: str = "int8"
     batches: int = 1
     share: int = 1
+    tuned: Tuned | None = None
 
+
+MUON = Inner("muon", lr=12e-3, cooldown=1.0)
+NESTEROV = Outer("nesterov", 0.7, 0.6)
 
 CASES = [
     Case("plain"),
@@ -69,6 +87,14 @@ CASES = [
     Case("4_peers_fp32", peers=4, codec="fp32"),
     Case("4_peers_int4", peers=4, codec="int4"),
     Case("4_peers_topk", peers=4, codec="topk"),
+    Case("tuned_batch_x4", batches=4, tuned=Tuned(replace(MUON, weight_decay=0.3))),
+    Case("tuned_4_peers_int8", peers=4, tuned=Tuned(MUON, NESTEROV)),
+    Case(
+        "tuned_4_peers_topk",
+        peers=4,
+        codec="topk",
+        tuned=Tuned(replace(MUON, lr=8e-3), Outer("nesterov", 1.0, 0.5), keeps=True),
+    ),
 ]
 
 BARS = [
@@ -78,6 +104,12 @@ BARS = [
     ("int4_over_fp32", "4_peers_int4", "4_peers_fp32"),
     ("topk_over_fp32", "4_peers_topk", "4_peers_fp32"),
 ]
+
+GAPS = [
+    ("int8_loss_gap", "tuned_4_peers_int8", "tuned_batch_x4"),
+    ("topk_loss_gap", "tuned_4_peers_topk", "tuned_batch_x4"),
+]
+"""Of each the ratio less 1."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +125,13 @@ class Result:
 class Peer:
     """One peer's training and state, without node and network."""
 
-    def __init__(self, lm: CausalLM, genesis: Genesis, index: int, seed: int) -> None:
+    def __init__(
+        self, lm: CausalLM, genesis: Genesis, index: int, seed: int, done: Callable[[], float]
+    ) -> None:
         self.lm = lm
         self.index = index
         self.model = lm.model()
-        self.optimizer = lm.optimizer(self.model)
+        self.optimizer = lm.optimizer(self.model, done)
         self.batches = lm.random_batches(seed)
         self.handover = Handover(self._taken)
         self.trainer = Trainer(self.model, self.handover)
@@ -132,9 +166,12 @@ class Swarm:
     def __init__(self, lm: CausalLM, peers: int, seed: int) -> None:
         first = Trainer(lm.model(), Handover(lambda *_: None))
         genesis = genesis_of("bench", lm.recipe, first.tensors, first.read(), wire=1)
-        self.peers = [Peer(lm, genesis, index, data_seed(seed, index)) for index in range(peers)]
+        self.peers = [
+            Peer(lm, genesis, index, data_seed(seed, index), lambda: self.done) for index in range(peers)
+        ]
         self._members = [Member(f"{index:064x}", "") for index in range(peers)]
         self._parts = genesis.parts
+        self._end = lm.recipe.end
         self._plan: tuple[int, ...] = ()
         self._round_steps = steps_of_a_round(lm, peers)
         self._steps_since_cut = 0
@@ -158,6 +195,11 @@ class Swarm:
         digests = [peer.digest for peer in self.peers]
         if len(set(digests)) > 1:
             raise Drifted(f"after round {self.rounds} the peers' states differ: {', '.join(digests)}")
+
+    @property
+    def done(self) -> float:
+        """The share of the run that is committed."""
+        return self._end.done(self.tokens, self.rounds)
 
     @property
     def theta(self) -> Vector:
@@ -210,13 +252,25 @@ def steps_of_a_round(lm: CausalLM, peers: int) -> int:
     return steps
 
 
-def measure(case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets) -> Result:
-    """Train one case from this seed, in as many whole rounds of the recipe as ``tokens`` hold."""
-    recipe = replace(
+def recipe_of(case: Case, seed: int, tokens: int, recipe: Recipe, quick: bool = False) -> Recipe:
+    """The recipe of one case. ``quick``: rounds are as long as the recipe's, of tuned cases too."""
+    tuned = case.tuned or Tuned(recipe.inner, recipe.outer, recipe.rounds.tokens)
+    round_tokens = recipe.rounds.tokens if quick else tuned.round_tokens
+    return replace(
         recipe,
         task=replace(recipe.task, seed=seed, batch=recipe.task.batch * case.batches),
-        rounds=replace(recipe.rounds, codec=case.codec),
+        inner=tuned.inner,
+        outer=tuned.outer,
+        rounds=replace(recipe.rounds, codec=case.codec, tokens=round_tokens, keeps=tuned.keeps),
+        end=End(tokens=max(1, tokens // round_tokens) * round_tokens),
     )
+
+
+def measure(
+    case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets, quick: bool = False
+) -> Result:
+    """Train one case from this seed, in as many whole rounds of the recipe as ``tokens`` hold."""
+    recipe = recipe_of(case, seed, tokens, recipe, quick)
     lm = task(recipe, assets)
     judge = lm.model()
     if case.peers:
@@ -228,9 +282,22 @@ def measure(case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets) 
     else:
         round_steps = -(-recipe.rounds.tokens // lm.step_tokens)
         steps = round_steps * max(1, tokens // recipe.rounds.tokens) // case.share
-        lm.train(judge, lm.optimizer(judge), islice(lm.random_batches(data_seed(seed, 0)), steps))
+        train_plainly(lm, judge, steps, data_seed(seed, 0))
         done, rounds = steps * lm.step_tokens, 0
     return Result(case.name, seed, done, rounds, *lm.evaluate(judge))
+
+
+def train_plainly(lm: CausalLM, model: torch.nn.Module, steps: int, seed: int) -> None:
+    """So many inner steps in one process; a learning rate that cools down does so step by step."""
+    taken = 0
+
+    def batches() -> Iterator[Batch]:
+        nonlocal taken
+        for batch in islice(lm.random_batches(seed), steps):
+            yield batch
+            taken += 1
+
+    lm.train(model, lm.optimizer(model, lambda: taken / steps), batches())
 
 
 def untrained(seed: int, recipe: Recipe, assets: Assets) -> Result:
@@ -268,6 +335,10 @@ def bars(results: Sequence[Result]) -> Iterator[dict[str, object]]:
         values = ratios(results, over, under)
         if values:
             yield {"bar": name, "value": statistics.fmean(values), "unit": "ratio"}
+    for name, over, under in GAPS:
+        values = ratios(results, over, under)
+        if values:
+            yield {"bar": name, "value": statistics.fmean(values) - 1, "unit": "ratio"}
 
 
 def show(line: Mapping[str, object]) -> None:
@@ -279,10 +350,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="measure with seeds 0, 1, …")
     parser.add_argument("--tokens", type=int, help="per case; whole rounds that fit are trained")
+    parser.add_argument("--tuned-tokens", type=int, help="the same for the tuned cases")
     parser.add_argument("--quick", action="store_true", help="short rounds, few tokens: a check only")
     parser.add_argument("--bar", action="store_true", help="end with the ratios that are watched")
     parser.add_argument("--only", action="append", choices=[case.name for case in CASES])
-    parser.add_argument("--lr", type=float, default=DEMO.inner.lr, help="of the inner AdamW, to tune a case")
+    parser.add_argument(
+        "--lr", type=float, default=DEMO.inner.lr, help="of AdamW, to tune a case of the demo"
+    )
     return parser.parse_args(argv)
 
 
@@ -292,6 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = QUICK if args.quick else DEMO
     recipe = replace(recipe, inner=replace(recipe.inner, lr=args.lr))
     tokens = args.tokens or (QUICK_TOKENS if args.quick else 1_200_000)
+    tuned_tokens = args.tuned_tokens or (QUICK_TOKENS if args.quick else TUNED_TOKENS)
     assets = build_assets(recipe)
     results: list[Result] = []
     for seed in range(args.seeds):
@@ -301,7 +376,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.only and case.name not in args.only:
                 continue
             try:
-                results.append(measure(case, seed, tokens, recipe, assets))
+                length = tuned_tokens if case.tuned else tokens
+                results.append(measure(case, seed, length, recipe, assets, args.quick))
             except Drifted as drift:
                 print(f"{case.name}, seed {seed}: {drift}", file=sys.stderr)
                 return 1

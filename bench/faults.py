@@ -19,13 +19,13 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.stage import HUB, WATCHER, Actor, Late, Stage, bar, ends_on_sigterm
+from bench.peers.swarm import available
+from bench.stage import HUB, WATCHER, Actor, Stage, bar, played
 from bench.wan import Link, Wan
 
 from potluck.recipe import Outer, Recipe, Rounds
@@ -178,13 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--torchft", help="Python of an environment with torchft: measured as well")
     parser.add_argument("--hivemind", help="the same, with hivemind")
     args = parser.parse_args(argv)
-    with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-faults-") as scratch:
-        try:
-            run(args, args.keep or Path(scratch))
-        except Late as late:
-            print(late, file=sys.stderr)
-            return 1
-    return 0
+    return played("faults", args.keep, lambda directory: run(args, directory))
 
 
 def run(args: argparse.Namespace, directory: Path) -> None:
@@ -202,12 +196,12 @@ def run(args: argparse.Namespace, directory: Path) -> None:
         bound_s = STATE_BYTES * 8 / (MBIT * 1e6)
         tell("potluck", joins=joins, bound_s=bound_s)
         bar("join_over_bound", statistics.median(j["committed_s"] for j in joins) / bound_s, "ratio")
-    if args.torchft:
+    if args.torchft and available("torchft", args.torchft):
         from bench.peers.torchft_faults import measure
 
         for line in measure(args.torchft, LINK, PEERS, args.trials, wanted):
             tell("torchft", **line)
-    if args.hivemind:
+    if args.hivemind and available("hivemind", args.hivemind):
         from bench.peers.hivemind_faults import measure as measure_hivemind
 
         for line in measure_hivemind(args.hivemind, LINK, PEERS, args.trials, wanted):

@@ -1,8 +1,9 @@
-"""One process of a benchmark's swarm: ``python -m bench.peer host|join|watch|exchange '{"invite": …}'``.
+"""One process of a benchmark's swarm: ``python -m bench.peer host|join|watch|exchange|wait '{"invite": …}'``.
 
 Says on standard output, a JSON object a line, what happens to it; ``at`` is the machine's monotonic clock.
 ``host`` and ``join`` train a model of a chosen size at a chosen pace. ``watch`` only follows, and tells what
-the ledger says. ``exchange`` takes steps that cost nothing, and tells when each round is where.
+the ledger says. ``exchange`` takes steps that cost nothing, and tells when each round is where; those of
+``wait`` take their time, and it tells how much of it was lost.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,10 +148,8 @@ def _loop(run: potluck.Run, trained: torch.nn.Module, options: Options) -> None:
         pace.wait(due - time.monotonic())
 
 
-def exchange(options: Options) -> None:
+def exchange(options: Options, loop: Callable[..., None]) -> None:
     """Take part in rounds of one vector; who has a recipe is the host."""
-    from bench.exchanger import exchange as loop
-
     watcher, model = Watcher(), Values(options.values)
     where: dict[str, Any] = {"name": options.name, "directory": options.directory, "listen": options.listen}
     where["watch"] = watcher.event
@@ -233,7 +232,13 @@ def main() -> int:
         if what == "watch":
             watch(options)
         elif what == "exchange":
-            exchange(options)
+            from bench.exchanger import exchange as loop
+
+            exchange(options, loop)
+        elif what == "wait":
+            from bench.waiter import wait
+
+            exchange(options, wait)
         else:
             train(options, host=what == "host")
     return 0

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -292,5 +293,17 @@ def ends_on_sigterm() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def bar(name: str, value: float, unit: str) -> None:
-    print(json.dumps({"bar": name, "value": round(value, 4), "unit": unit}), flush=True)
+def played(name: str, keep: Path | None, play: Callable[[Path], None]) -> int:
+    """Play a benchmark, in a directory that stays if it is to be kept; 1 if what it waits for never comes."""
+    with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix=f"potluck-{name}-") as scratch:
+        try:
+            play(keep or Path(scratch))
+        except Late as late:
+            print(late, file=sys.stderr)
+            return 1
+    return 0
+
+
+def bar(name: str, value: float, unit: str, digits: int = 4, **of: Any) -> None:
+    """A figure as a line of JSON; ``of`` says of which case, where one name has several."""
+    print(json.dumps({"bar": name, "value": round(value, digits), "unit": unit, **of}), flush=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,57 +18,33 @@ pytest.importorskip("transformers")
 
 from bench import allreduce, convergence, demo_recipe  # noqa: E402
 from bench.convergence import LATE_STEPS, Case, Drifted, Swarm, measure  # noqa: E402
+from bench.peers import allreduce as others  # noqa: E402
 
 from potluck.codecs import CODECS  # noqa: E402
 from potluck.data.assets import build_assets  # noqa: E402
 from potluck.peer.trainer import Trainer  # noqa: E402
-from potluck.recipe import DEMO, Inner, Outer, Recipe  # noqa: E402
+from potluck.recipe import Inner, Outer, Recipe  # noqa: E402
 from potluck.tasks import task  # noqa: E402
 from potluck.wire.records import Commit  # noqa: E402
+from tests.tiny import RECIPE as TINY  # noqa: E402
+from tests.tiny import write_text  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[1]
-LINES = "".join(f"The {n}th cat sat on the {n % 7}th mat.\n" for n in range(3000))
 STEP_TOKENS = 4 * 32
 ROUND_STEPS = 6
-RECIPE = replace(
-    DEMO,
-    task=replace(
-        DEMO.task,
-        text="*.txt",
-        tokenizer="bpe-400",
-        config={
-            **DEMO.task.config,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
-        context=32,
-        batch=4,
-    ),
-    inner=Inner(lr=1e-2, warmup_steps=4),
-    rounds=replace(DEMO.rounds, tokens=4 * ROUND_STEPS * STEP_TOKENS),
-)
+RECIPE = replace(TINY, rounds=replace(TINY.rounds, tokens=4 * ROUND_STEPS * STEP_TOKENS))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "a.txt").write_text(LINES, "utf-8")
-    return folder
+    return write_text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
 def assets(base: Path) -> dict[str, bytes]:
     return build_assets(RECIPE, base=base)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def with_codec(codec: str, **changes: Any) -> Recipe:
@@ -138,6 +114,57 @@ def test_an_exchange_of_two_real_peers_is_measured() -> None:
     assert set(lines_of(done.stdout, "bar")) == {"int8_loopback_s"}
 
 
+def test_bits_of_a_parameter_and_step_are_counted() -> None:
+    """A peer sends its part of the contributions, and as a reducer as much again."""
+    done = run_bench("-m", "bench.bits", "--quick", timeout_s=120)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    told = {line["peers"]: line for line in lines if "bits" in line}
+    assert set(told) == {4, 20}
+    for peers, line in told.items():
+        least = (peers - 1) / peers * 0.156 / 30
+        assert least < line["contribution"] < 1.2 * least
+        assert least < line["result"] < 1.5 * least  # with tallies, which weigh more in small parts
+        assert line["contribution"] + line["result"] < line["up"] == line["down"]
+    bars = [(line["bar"], line["peers"], line["unit"]) for line in lines if "bar" in line]
+    wanted = (("bits_up", "bit"), ("bits_down", "bit"), ("bytes_ratio", "ratio"))
+    assert bars == [(name, peers, unit) for peers in (4, 20) for name, unit in wanted]
+
+
+@pytest.mark.integration
+def test_utilisation_of_two_real_peers_is_measured() -> None:
+    done = run_bench("-m", "bench.utilisation", "--quick", timeout_s=170)
+    bars = lines_of(done.stdout, "bar")
+    shares = ("utilisation", "utilisation_worst", "utilisation_with_free_cores", "blocking")
+    assert set(bars) == {*shares, "bits_up", "bits_down", "bytes_ratio"}
+    assert all(0 < bars[name]["value"] < 1.02 for name in shares)
+    peers = lines_of(done.stdout, "peer")
+    assert {name: round(1000 * one["compute_s"] / one["steps"]) for name, one in peers.items()} == {
+        "p1": 50,
+        "p2": 200,
+    }
+    for one in peers.values():
+        assert one["compute_s"] + one["boundary_s"] + one["late_s"] == pytest.approx(one["wall_s"], abs=0.01)
+    (bits,) = lines_of(done.stdout, "bits").values()
+    assert 0 < bits["contribution"] + bits["result"] < bits["up"]
+    assert bits["up"] == pytest.approx(bits["down"], rel=0.5)
+
+
+def test_rounds_of_another_system_count_if_all_were_in_them() -> None:
+    def said(*rounds: tuple[float, float, int]) -> Any:
+        told: list[dict[str, Any]] = []
+        for start, end, members in rounds:
+            told += [
+                {"at": start, "exchanging": True},
+                {"at": end, "committed": True, "members": members, "took_s": end - start + 5},
+            ]
+        return SimpleNamespace(said=told)
+
+    one = said((1.0, 3.0, 2), (10.0, 12.0, 1), (20.0, 22.0, 2))
+    other = said((1.5, 3.5, 2), (20.5, 21.0, 2))
+    assert others.whole([one, other], 2) == [(2.5, 7.0), (2.0, 7.0)]
+    assert others.whole([one, said((30.0, 31.0, 2))], 2) == []
+
+
 @pytest.mark.integration
 def test_short_form() -> None:
     done = run_bench("bench/convergence.py", "--quick", timeout_s=150)
@@ -155,11 +182,30 @@ def test_short_form() -> None:
     assert cases["1_peer_fp32"]["loss"] == pytest.approx(cases["plain"]["loss"], rel=1e-3)
     assert summaries["4_peers_int8"]["loss"] == cases["4_peers_int8"]["loss"]
     found = lines_of(done.stdout, "bar")
-    assert set(found) == {name for name, _, _ in convergence.BARS}
-    for line in found.values():
+    ratios, gaps = ({name for name, _, _ in which} for which in (convergence.BARS, convergence.GAPS))
+    assert set(found) == ratios | gaps
+    for name, line in found.items():
         assert set(line) == {"bar", "value", "unit"}
         assert line["unit"] == "ratio"
-        assert 0.5 < line["value"] < 2
+        assert 0.5 < line["value"] + (name in gaps) < 2
+
+
+def test_a_tuned_case_has_its_own_constants_and_cools_down(assets: dict[str, bytes]) -> None:
+    """The learning rate falls with each commit."""
+    tuned = convergence.Tuned(
+        Inner("muon", lr=1e-2, warmup_steps=4, cooldown=1.0), Outer("nesterov", 0.7, 0.6), 2 * 3072
+    )
+    case = Case("tuned", peers=4, tuned=tuned)
+    recipe = convergence.recipe_of(case, 0, 7 * 3072, RECIPE)
+    assert (recipe.inner, recipe.outer, recipe.rounds.tokens) == (tuned.inner, tuned.outer, 2 * 3072)
+    assert recipe.end.tokens == 6 * 3072
+    swarm, rates = Swarm(task(recipe, assets), 4, seed=0), []
+    for _ in range(3):
+        swarm.round()
+        (rate,) = {group["lr"] for peer in swarm.peers for group in peer.optimizer.param_groups}
+        rates.append(rate)
+    assert rates == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+    assert swarm.done == 1
 
 
 @pytest.mark.parametrize("outer", [Outer("average"), Outer("nesterov", 0.7, 0.9)], ids=lambda o: str(o.kind))

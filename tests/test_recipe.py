@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potluck.errors import RecipeError
-from potluck.recipe import DEMO, MAX_TOML_BYTES, PRESETS, Inner, Recipe, Rounds, Task, bpe_vocab, preset
+from potluck.recipe import DEMO, MAX_TOML_BYTES, PRESETS, End, Inner, Recipe, Rounds, Task, bpe_vocab, preset
 
 plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 keys = plain.filter(lambda key: not key.startswith("_") and key != "auto_map")
@@ -197,3 +197,24 @@ def test_recipes_allow_the_codecs_there_are() -> None:
     from potluck.recipe import _CHOICES
 
     assert set(_CHOICES["rounds.codec"]) == set(CODECS)
+
+
+def test_a_learning_rate_cools_down_towards_an_end() -> None:
+    cooling = replace(DEMO, inner=replace(DEMO.inner, cooldown=0.5))
+    cooling.validate()
+    replace(cooling, end=End(rounds=3)).validate()
+    with pytest.raises(RecipeError, match=r"inner\.cooldown = 0\.5 needs end\.tokens or end\.rounds"):
+        replace(cooling, end=End(epochs=2)).validate()
+
+
+def test_a_switch_is_true_or_false() -> None:
+    assert Recipe.from_toml("[rounds]\nkeeps = true\n").rounds.keeps
+    with pytest.raises(RecipeError, match=r"rounds\.keeps = 1 should be true or false"):
+        Recipe.from_toml("[rounds]\nkeeps = 1\n")
+
+
+def test_how_much_of_a_run_is_done() -> None:
+    assert End().done(10, 10) == 0
+    assert End(tokens=100).done(25, 7) == 0.25
+    assert End(tokens=100, rounds=10).done(25, 7) == 0.7
+    assert End(rounds=10).done(0, 11) == 1

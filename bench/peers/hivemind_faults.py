@@ -39,9 +39,10 @@ class Hivemind(Swarm):
 
     system = "hivemind"
 
-    def __init__(self, wan: Wan, python: str, directory: Path, state_bytes: int) -> None:
+    def __init__(self, wan: Wan, python: str, directory: Path, state_bytes: int, **changed: object) -> None:
         super().__init__()
         self.wan, self.python, self.directory, self.state_bytes = wan, python, directory, state_bytes
+        self.changed_options = changed
         self.initial: list[str] = []
         hub = self._play("hub", "hub", {})
         self.initial = self.until("the DHT's initial peer", lambda: hub.find(0, peers=None))["peers"]
@@ -54,6 +55,7 @@ class Hivemind(Swarm):
             "step_s": STEP_S,
             "pause_s": PAUSE_S,
             "joins": joins,
+            **self.changed_options,
         }
         self.replicas[name] = self._play(name, host, options)
         return self.replicas[name]

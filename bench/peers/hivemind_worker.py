@@ -58,7 +58,20 @@ def average(averager, options):
     except Exception as error:  # what a kill does to a survivor's round is what is measured
         say(failed=repr(error)[:300])
         return
-    say(committed=True, members=len(names), names=names, took_s=time.monotonic() - began)
+    at = time.monotonic()
+    say(at=at, committed=True, members=len(names), names=names, took_s=at - began, **spread(averager))
+
+
+def renew(averager, own):
+    """Values of this peer's own, so that it can be seen whether they were averaged."""
+    with averager.get_tensors() as (values,):
+        values.copy_(own)
+
+
+def spread(averager):
+    """Standard deviation of the values: that of the means of all, if the round went well."""
+    with averager.get_tensors() as (values,):
+        return {"spread": float(values[:: max(1, values.numel() // 1_000_000)].std())}
 
 
 def main():
@@ -76,17 +89,22 @@ def main():
     if "values" not in options:
         dht.join()
         return
+    compression = getattr(hivemind.compression, options.get("compression", "NoCompression"))
     averager = Averager(
         [torch.ones(options["values"])],
         dht,
         state=torch.full((options["state_bytes"] // 4,), float(not options["joins"])).share_memory_(),
         prefix="faults",
+        compression=compression(),
         **options["averager"],
         start=True,
     )
     if options["joins"]:
         load(averager)
+    own = torch.randn(options["values"]) if options.get("renewed") else None
     while True:
+        if own is not None:
+            renew(averager, own)
         average(averager, options)
         time.sleep(options["pause_s"])
 

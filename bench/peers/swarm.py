@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 VALUES = 525_568
@@ -15,6 +16,15 @@ VALUES = 525_568
 STATE_BYTES = 100_000_000
 PAUSE_S = 0.2
 LIMIT_S = 120.0
+
+
+def available(system: str, python: str) -> bool:
+    """Whether a system has an environment; says so if it has none."""
+    if python and Path(python).exists():
+        return True
+    told = f"no environment at {python or '(none given)'}: bench/peers/README.md says how to make one"
+    print(json.dumps({"system": system, "skipped": told}), flush=True)
+    return False
 
 
 class Replica:

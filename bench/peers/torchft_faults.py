@@ -30,9 +30,10 @@ class Torchft(Swarm):
 
     system = "torchft"
 
-    def __init__(self, wan: Wan, python: str, directory: Path, state_bytes: int) -> None:
+    def __init__(self, wan: Wan, python: str, directory: Path, state_bytes: int, **changed: object) -> None:
         super().__init__()
         self.wan, self.python, self.directory, self.state_bytes = wan, python, directory, state_bytes
+        self.changed_options = changed
         log = (directory / "lighthouse.log").open("wb")
         lighthouse = Path(python).with_name("torchft_lighthouse")
         command = [str(lighthouse), "--bind", f"[::]:{PORT}", *LIGHTHOUSE]
@@ -53,6 +54,7 @@ class Torchft(Swarm):
             "state_bytes": self.state_bytes,
             "pause_s": PAUSE_S,
             "timeout_s": TIMEOUT_S,
+            **self.changed_options,
         }
         command = ["env", "GLOO_SOCKET_IFNAME=wan0", "OMP_NUM_THREADS=1", self.python]
         command += [str(WORKER), json.dumps(options)]

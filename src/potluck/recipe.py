@@ -44,17 +44,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Inner:
-    """The inner optimizer of a task (with own code, yours): AdamW with linear warm-up."""
+    """The inner optimizer of a task (with own code, yours): ``"adamw"``, or ``"muon"`` for the matrices
+    within the model and AdamW for the rest.
 
+    The learning rate warms up linearly in a peer's first ``warmup_steps``. ``cooldown`` is the last share of
+    the run, in which it falls linearly to 0: none by default, and 1 is all of it.
+    """
+
+    kind: str = "adamw"
     lr: float = 2e-3
     weight_decay: float = 0.1
     warmup_steps: int = 20
+    cooldown: float = 0.0
     clip: float = 1.0
 
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer optimizer: ``"nesterov"`` SGD, or plain ``"average"`` (lr 1, momentum 0)."""
+    """The outer optimizer: ``"nesterov"`` SGD, ``"plain"`` SGD, or ``"average"`` (plain with lr 1)."""
 
     kind: str = "average"
     lr: float = 0.7
@@ -65,11 +72,13 @@ class Outer:
 class Rounds:
     """When a round opens (``tokens`` of the whole swarm), and what travels (``codec``).
 
-    ``grace_s`` is the least time that a reducer waits for a live member.
+    ``grace_s`` is the least time that a reducer waits for a live member. ``keeps``: what the codec takes from
+    a contribution stays in its member's model, which trains on from there, and not beside it.
     """
 
     tokens: int = 65_536
     codec: str = "int8"
+    keeps: bool = False
     grace_s: float = 4.0
     snapshot_every: int = 5
     parts: int = 16
@@ -95,6 +104,11 @@ class End:
     tokens: int = 0
     rounds: int = 0
     epochs: int = 0
+
+    def done(self, tokens: int, rounds: int) -> float:
+        """The share of the run, 0 to 1, that so many tokens and rounds are; 0 if it has no such limit."""
+        limits = ((tokens, self.tokens), (rounds, self.rounds))
+        return max(min(1.0, so_far / limit) if limit else 0.0 for so_far, limit in limits)
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,11 @@ class Recipe:
             RecipeError: naming the key, its value and what is allowed.
         """
         _check_section(self, "")
+        if self.inner.cooldown and not (self.end.tokens or self.end.rounds):
+            raise RecipeError(
+                f"inner.cooldown = {self.inner.cooldown} needs end.tokens or end.rounds: nobody knows "
+                "else when the learning rate should be 0"
+            )
         task = self.task
         if task.kind != "causal-lm":
             if self.end.epochs and not self.data.samples:
@@ -203,6 +222,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "inner.lr": (1e-9, 10),
     "inner.weight_decay": (0, 10),
     "inner.warmup_steps": (0, 1_000_000_000),
+    "inner.cooldown": (0, 1),
     "inner.clip": (1e-6, 1e6),
     "outer.lr": (1e-6, 10),
     "outer.momentum": (0, 0.9999),
@@ -217,6 +237,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": ("custom", "causal-lm"),
+    "inner.kind": ("adamw", "muon"),
     "outer.kind": ("average", "nesterov"),
     "rounds.codec": ("fp32", "bf16", "int8", "int4", "topk"),
 }
@@ -297,7 +318,13 @@ def _check_section(section: Any, where: str) -> None:
 
 
 def _check_type(value: object, usual: object, path: str) -> None:
-    words = {str: "a string", int: "a whole number", float: "a number", dict: "a table"}
+    words = {
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+        dict: "a table",
+        bool: "true or false",
+    }
     allowed = (int, float) if isinstance(usual, float) else (type(usual),)
     if type(value) not in allowed:
         raise RecipeError(f"{path} = {_show(value)} should be {words[type(usual)]}")

@@ -218,6 +218,11 @@ class Run:
         """The last round applied here."""
         return self._node.core.catchup.round
 
+    @property
+    def done(self) -> float:
+        """The share of the run, 0 to 1, that is committed, by ``end.tokens`` or ``end.rounds``."""
+        return self.recipe.end.done(self.view.tokens, self.view.round)
+
     def task_files(self) -> dict[str, bytes]:
         """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""
         return {blob.name: self._call(self._node.asset(blob), None) for blob in self._node.genesis.assets}

@@ -62,7 +62,11 @@ def test_either_may_leave_and_the_other_goes_on(shells: Shells, tmp_path: Path):
 def test_a_run_that_reaches_its_end_and_what_is_left_of_it(
     shells: Shells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    anna = shells.peer("anna", "host", str(write_recipe(tmp_path, rounds=7)))
+    recipe = write_recipe(tmp_path, rounds=7)
+    # Its learning rate falls with the commits, which each peer follows.
+    cooling = recipe.read_text("utf-8").replace("[inner]", '[inner]\nkind = "muon"\ncooldown = 0.5')
+    recipe.write_text(cooling, "utf-8")
+    anna = shells.peer("anna", "host", str(recipe))
     invite = anna.wait("invite")["invite"]
     bert = shells.peer("bert", "join", invite)
     follower = shells.peer("follower", "join", invite, "--follow")

@@ -367,6 +367,21 @@ def test_topk_layout() -> None:
     np.testing.assert_array_equal(codec("topk").decode(raw, 130), expected)
 
 
+@given(
+    rows=arrays(np.int8, (3, CHUNK), elements=st.integers(-3, 3), fill=st.sampled_from([0, 1, -2])),
+    noise=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_topk_keeps_what_sorting_would(rows: NDArray[np.int8], noise: bool) -> None:
+    values = rows.astype(np.float32)
+    if noise:
+        values[1] *= np.random.default_rng(0).random(CHUNK, np.float32)
+    found = topk._largest(values, 64)
+    for row, places in zip(values, found, strict=True):
+        order = sorted(range(CHUNK), key=lambda place: (-abs(row[place]), place))
+        assert sorted(order[:64]) == places.tolist()
+
+
 def test_topk_keeps_the_first_of_equals_in_each_chunk() -> None:
     values = np.tile(np.array([1, -1, 0, 1], np.float32), CHUNK // 2)
     values[CHUNK + 4000] = 2

@@ -72,6 +72,15 @@ def test_average_is_the_mean_of_the_members() -> None:
     assert (momentum == 0.5).all()
 
 
+def test_plain_is_a_step_along_the_mean() -> None:
+    theta, delta = np.random.default_rng(4).standard_normal((2, (1 << 18) + 5), np.float32)
+    momentum = np.ones_like(theta)
+    expected = theta - np.float32(0.65) * delta
+    OuterOptimizer(Outer("plain", 0.65, 0.9)).step(theta, momentum, delta)
+    assert theta.tobytes() == expected.tobytes()
+    assert (momentum == 1).all(), "it has none"
+
+
 def test_nesterov_with_lr_1_and_momentum_0_is_average() -> None:
     theta, delta = members(SLICE + 5, 2, seed=4)
     average, momentum = theta.copy(), np.zeros_like(theta)

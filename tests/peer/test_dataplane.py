@@ -39,10 +39,12 @@ def values(seed: int, scale: float = 1.0) -> Vector:
     return (scale * np.random.default_rng(seed).standard_normal(N)).astype(np.float32)
 
 
-def plane(theta: Vector | None = None, codec_name: str = "fp32", outer: Outer = AVERAGE) -> DataPlane:
+def plane(
+    theta: Vector | None = None, codec_name: str = "fp32", outer: Outer = AVERAGE, keeps: bool = False
+) -> DataPlane:
     theta = values(0) if theta is None else theta
     return DataPlane(
-        theta.copy(), np.zeros(N, np.float32), 0, PARTS, codec(codec_name), OuterOptimizer(outer)
+        theta.copy(), np.zeros(N, np.float32), 0, PARTS, codec(codec_name), OuterOptimizer(outer), keeps
     )
 
 
@@ -64,8 +66,8 @@ def reduced(one: DataPlane, part: int, given: Sequence[Given]) -> tuple[bytes, P
 class Team:
     """Peers that train, cut, reduce, commit and carry over, with nothing between them but function calls."""
 
-    def __init__(self, peers: int, codec_name: str, outer: Outer) -> None:
-        self.planes = [plane(None, codec_name, outer) for _ in range(peers)]
+    def __init__(self, peers: int, codec_name: str, outer: Outer, keeps: bool = False) -> None:
+        self.planes = [plane(None, codec_name, outer, keeps) for _ in range(peers)]
         self.locals = [values(0) for _ in range(peers)]
         self.round = 0
         self.cuts: list[Vector] = []
@@ -222,10 +224,20 @@ def test_nothing_is_lost_on_either_leg_whoever_reduces(peers: int, plans: list[i
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.lists(st.integers(0, 255), min_size=2, max_size=30), st.integers(0, 1000))
-def test_what_fades_on_either_leg_is_what_the_codec_says(peers: int, plans: list[int], seed: int) -> None:
-    """With topk: as above, but what was owed on a leg counts for β each time that it was about to be sent."""
-    team = Team(peers, "topk", AVERAGE)
+@given(
+    st.integers(1, 4),
+    st.booleans(),
+    st.lists(st.integers(0, 255), min_size=2, max_size=30),
+    st.integers(0, 1000),
+)
+def test_what_fades_on_either_leg_is_what_the_codec_says(
+    peers: int, keeps: bool, plans: list[int], seed: int
+) -> None:
+    """With topk: as above, but what was owed on a leg counts for β each time that it was about to be sent.
+
+    And what members owe may be in their models.
+    """
+    team = Team(peers, "topk", AVERAGE, keeps)
     beta = codec("topk").decay
     meant, faded = values(0).astype(np.float64), np.zeros(N)
     everybody = [list(range(peers))] * PARTS
@@ -241,7 +253,8 @@ def test_what_fades_on_either_leg_is_what_the_codec_says(peers: int, plans: list
         for member in team.planes:
             for part, feedback in member._down.items():
                 owed[BOUNDS[part]] += feedback.residual
-        np.testing.assert_allclose(np.mean(team.locals, axis=0) - owed - faded, meant, atol=1e-4)
+        kept = keeps * beta * np.mean([member._up.residual for member in team.planes], axis=0)
+        np.testing.assert_allclose(np.mean(team.locals, axis=0) + kept - owed - faded, meant, atol=1e-4)
         assert np.abs(owed).max() < 5
 
 
@@ -412,6 +425,37 @@ def test_a_residual_goes_up_once_its_contribution_counted_and_not_before() -> No
         lost = meant[bounds] - sent if part in (0, 2) else np.zeros_like(sent)
         np.testing.assert_array_equal(team.planes[1]._up.residual[bounds], lost)
     assert np.abs(team.planes[1]._up.residual).max() > 0
+
+
+def test_a_model_may_keep_what_it_could_not_send() -> None:
+    """Also what it learnt since its cut; and all of it goes with the next contribution, once."""
+    team, beta = Team(2, "topk", AVERAGE, keeps=True), codec("topk").decay
+    team.step(1)
+    since = [values(10 + index, 0.1) for index in range(2)]
+    carries = team.exchange([1.0, 1.0], [0] * PARTS, [[0, 1], [0], [0, 1], [1]])
+    team.train(since)
+    team.carry(carries)
+    one, kept = team.planes[1], beta * team.planes[1]._up.residual
+    for part, bounds in enumerate(BOUNDS):
+        own = since[1] if part != 1 else team.cuts[1] - values(0) + since[1]
+        expected = one.theta[bounds] + own[bounds] - kept[bounds]
+        np.testing.assert_allclose(team.locals[1][bounds], expected, atol=1e-6)
+    assert np.abs(kept[BOUNDS[0]]).max() > 0
+    np.testing.assert_array_equal(kept[BOUNDS[1]], 0)
+    team.cut()
+    assert one._cut is not None
+    np.testing.assert_allclose(one._cut.total[BOUNDS[0]], (kept - since[1])[BOUNDS[0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_residual_that_the_model_held_is_gone_with_the_model(keeps: bool) -> None:
+    team = Team(2, "topk", AVERAGE, keeps)
+    team.step(1)
+    team.carry(team.exchange([1.0, 1.0], [0] * PARTS, [[0, 1]] * PARTS))
+    one = team.planes[1]
+    assert one._up.residual.any()
+    assert not one.cut(2, 0, np.full(N, np.nan, np.float32))
+    assert one._up.residual.any() != keeps
 
 
 def test_two_parts_with_the_same_bytes_settle_each_its_own() -> None:

@@ -28,15 +28,15 @@ class Model:
 
     def step(self, tokens: float = 10.0, loss: float | None = None) -> None:
         self.handover.stepped(tokens, loss)
-        self.handover.exchange(self.read, self.write)
+        self.handover.exchange(self.read, self.take)
 
     def read(self) -> Vector:
         self.reads += 1
         return self.local.copy()
 
-    def write(self, carries: list[Carry], local: Vector) -> Vector:
-        self.local = carried(local, carries)
-        return self.local
+    def take(self, carries: list[Carry], wanted: bool) -> Vector | None:
+        self.local = carried(self.local, carries)
+        return self.local.copy() if wanted else None
 
 
 def request(attempt: int = 0, round_: int = 1) -> CutRequest:
@@ -123,7 +123,7 @@ def test_a_loaded_state_and_a_reset_drop_local_work() -> None:
         drop(model.handover)
         assert model.handover.work.tokens == model.handover.work.steps == 0
         model.handover.request(request(round_=2))
-        model.handover.exchange(model.read, model.write)
+        model.handover.exchange(model.read, model.take)
         assert weights(model) == [10, 0]
         np.testing.assert_array_equal(model.local, 5)
 
@@ -264,7 +264,7 @@ def test_data_of_a_step_that_has_not_ended_does_not_count() -> None:
     model.handover.leased(((0, 3),))
     take(model, 2)
     model.handover.request(request())
-    model.handover.exchange(model.read, model.write)
+    model.handover.exchange(model.read, model.take)
     assert blocks(model) == [0]
 
 
@@ -334,7 +334,7 @@ def test_who_waits_for_data_meets_a_cut_meanwhile() -> None:
     model = Model()
     model.handover.request(request())
     assert model.handover.next_block(30.0) is None
-    model.handover.exchange(model.read, model.write)
+    model.handover.exchange(model.read, model.take)
     assert len(model.cuts) == 1
 
 

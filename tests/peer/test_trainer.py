@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from potluck.errors import ConnectionLost, ModelMismatch, RunOver, UsageError
-from potluck.peer.dataplane import Carry, Vector
+from potluck.peer.dataplane import Carry, Vector, carried
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.trainer import Trainer
 from potluck.wire.records import TensorSpec
@@ -255,6 +255,65 @@ def test_a_new_state_carries_the_models_own_progress_over() -> None:
     loop.optimizer.step()
     np.testing.assert_allclose(loop.trainer.read(), theta + progress, atol=1e-6)
     assert (before != loop.trainer.read()).all()
+
+
+class Mixed(nn.Module):
+    """Parameters of every layout: plain, of half precision, transposed, a scalar, without values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.plain = nn.Parameter(torch.randn(7, 5))
+        self.brief = nn.Parameter(torch.randn(11).to(torch.bfloat16))
+        self.turned = nn.Parameter(torch.randn(3, 5).t())
+        self.scalar = nn.Parameter(torch.tensor(1.5))
+        self.none = nn.Parameter(torch.empty(0, 3))
+
+
+def mixed_carries(size: int) -> list[Carry]:
+    """A state that was loaded, and two that came of rounds."""
+    chosen = np.random.default_rng(3)
+    loaded, first, second, *origins = chosen.standard_normal((5, size)).astype(np.float32)
+    return [Carry(loaded, None), Carry(first, origins[0], included=True), Carry(second, origins[1])]
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["", "cut"])
+@pytest.mark.parametrize("first", [0, 1], ids=["loaded", "carried"])
+@pytest.mark.parametrize("at_a_time", [3, 1 << 19])
+def test_states_are_taken_with_the_bits_of_whole_vectors(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int, first: int, cut: bool
+) -> None:
+    """Whatever the layout of a parameter, and however many values are handled at a time."""
+    monkeypatch.setattr("potluck.peer.trainer.SLICE", at_a_time)
+    model, plain = Mixed(), Mixed()
+    loop, other = (
+        Loop(model, torch.optim.SGD([model.plain], lr=0.1)),
+        Trainer(plain, Handover(lambda *_: None)),
+    )
+    pointers = [p.data_ptr() for p in model.parameters()]
+    carries = mixed_carries(loop.trainer.read().size)[first:]
+    expected = carried(other.read(), carries)
+    other.write(expected)
+    for carry in carries:
+        loop.handover.offer(carry)
+    if cut:
+        loop.handover.request(CutRequest(1, 0, 0))
+    loop.trainer.meet()
+    np.testing.assert_array_equal(loop.trainer.read(), other.read())
+    assert [p.data_ptr() for p in model.parameters()] == pointers
+    assert len(loop.cuts) == cut
+    for _, local, *_ in loop.cuts:
+        np.testing.assert_array_equal(local, expected)
+
+
+def test_a_graph_through_values_that_a_new_state_replaced_is_refused() -> None:
+    loop = Loop(linear())
+    inputs = torch.ones(5, 3, requires_grad=True)
+    output = loop.model(inputs).sum()
+    loop.handover.offer(Carry(np.zeros(8, np.float32), None))
+    loop.trainer.meet()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.backward()
 
 
 def test_the_optimizers_own_state_is_left_alone() -> None:

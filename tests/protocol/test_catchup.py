@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from potluck.protocol.catchup import AHEAD, FLYING, FLYING_PER_SOURCE, NO_STATE, Catchup, chunks
+from potluck.protocol.catchup import (
+    AHEAD,
+    FLYING,
+    FLYING_PER_SOURCE,
+    LOAD_BYTES_S,
+    NO_STATE,
+    Catchup,
+    chunks,
+)
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
 from potluck.protocol.errand import RETRY_S
 from potluck.protocol.swarm import EXPIRY_S
@@ -151,6 +159,24 @@ def test_a_snapshot_that_is_half_here_is_kept_to_while_a_newer_one_is_further_aw
     asked = {digest for digest, _ in fetches(catchup.poll(view, heard(holder(2, 5, 2, 4)), 0.0))}
     assert asked
     assert asked <= set(names(view, chosen))
+
+
+def test_a_joiner_tells_when_it_will_have_its_state() -> None:
+    view, swarm = ledger(4, 4, size=80), heard(holder(2, 4, 4), holder(3, 4, 4))
+    catchup = Catchup(ME, set())
+    sizes = dict(chunks(view.snapshots[4].files))
+    effects, came = catchup.poll(view, swarm, 0.0), 0
+    assert catchup.eta_s(0.0) is None
+    while effects[0] != LoadSnapshot(view.snapshots[4]):
+        for digest, _ in fetches(effects):
+            catchup.fetched(digest, True, 1.0)
+            came += sizes[digest]
+        effects = catchup.poll(view, swarm, 1.0)
+        left = sum(size for digest, size in sizes.items() if digest not in catchup.have)
+        assert catchup.eta_s(1.0) == pytest.approx(left / came, abs=1e-5)
+    assert catchup.eta_s(1.0) == sum(sizes.values()) / LOAD_BYTES_S
+    catchup.applied(4, "s4")
+    assert catchup.eta_s(1.0) is None
 
 
 def test_a_snapshot_in_our_own_store_needs_nobody() -> None:

@@ -138,6 +138,37 @@ SCENARIOS = {
         at 13 pause peer3 for 12
         at 15 loss 0.4 for 6
     """,
+    # What a model keeps came with a state before its last one, which the simulated trainer alone took.
+    "kept over two states": """
+        seed 4174
+        peers 3
+        duration_s 20
+        calm_s 4
+        outer average
+        codec int4
+        keeps 1
+        blocks 200
+        epochs 2
+        at 2 cut hub -> peer1 for 9
+        at 4.02 crash peer1 for 8.1 without disk
+        at 17 pause peer2 for 15
+    """,
+    # A late reduction again: what is not followed in contributions is not in the model that keeps it either.
+    "a late reduction is kept": """
+        seed 3380
+        peers 3
+        duration_s 20
+        calm_s 8
+        delay_s 0.05 0.05
+        loss 0
+        duplicate 0
+        outer average
+        codec bf16
+        keeps 1
+        blocks 200
+        at 6 stall peer3 for 7
+        at 8 pause peer3 for 14
+    """,
 }
 
 

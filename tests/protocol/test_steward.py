@@ -520,18 +520,35 @@ def test_patience_counts_from_the_last_reassignment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("round_", "done", "waits"), [(1, 210.0, True), (0, 210.0, True), (-1, 210.0, False), (1, 261.0, False)]
+    ("round_", "eta_s", "done", "waits"),
+    [
+        (1, None, 210.0, True),
+        (0, None, 210.0, True),
+        (1, None, 291.0, False),
+        (-1, None, 210.0, False),
+        (-1, 1.5, 210.0, True),
+        (-1, 1.6, 210.0, False),
+        (-1, math.nan, 210.0, False),
+    ],
 )
 def test_a_round_waits_a_moment_for_a_joiner_that_has_nearly_caught_up(
-    round_: int, done: float, waits: bool
+    round_: int, eta_s: float | None, done: float, waits: bool
 ) -> None:
     # 200 tokens make a round, and the two trainers do 60 of them a second.
     view = view_of(genesis(), opened(), committed())
     trainers = [says(n, round=1, tokens=done / 2, tokens_per_s=30.0) for n in (1, 2)]
-    joiner = says(3, phase="joining", round=round_, state="", name="carol")
+    joiner = says(3, phase="joining", round=round_, eta_s=eta_s, state="", name="carol")
     decision = decided(view, heard(*trainers, joiner), now=SETTLE_S)
     assert (decision == Decision(None, "carol nearly caught up with round 1")) == waits
     assert isinstance(decision.body, Open) != waits
+
+
+@pytest.mark.parametrize(("eta_s", "waits"), [(40.0, True), (41.0, False)])
+def test_a_long_round_waits_for_a_tenth_of_its_training(eta_s: float, waits: bool) -> None:
+    view = view_of(genesis(), opened(), committed())
+    trainers = [says(n, round=1, tokens=105.0, tokens_per_s=0.25) for n in (1, 2)]
+    joiner = says(3, phase="joining", round=-1, eta_s=eta_s, state="", name="carol")
+    assert (decided(view, heard(*trainers, joiner), now=SETTLE_S).body is None) == waits
 
 
 def test_the_last_of_the_data_waits_for_no_joiner() -> None:

@@ -94,6 +94,12 @@ def test_a_blob_of_much_and_of_no_chunks(store: Store) -> None:
         read_blob(store, Blob("file", 1 << 50, 1, ()))
 
 
+def test_no_memory_is_taken_for_what_is_only_announced(store: Store) -> None:
+    chunk = store.put(RAW)
+    with pytest.raises(CorruptData, match="2564 bytes instead of 1152921504606846976"):
+        read_blob(store, Blob("file", 1 << 60, 1 << 60, (chunk,)))
+
+
 def test_chunks_of_another_size_than_announced(store: Store) -> None:
     chunks = write_blob(store, "file", RAW, 1000).chunks
     with pytest.raises(CorruptData, match="1000 bytes instead of 900"):

@@ -93,6 +93,13 @@ def test_a_header_that_claims_another_length(length: int) -> None:
         load_snapshot(SPECS, FILES | {MODEL: raw})
 
 
+@pytest.mark.parametrize("header", [b'{"a":' + 100_000 * b"[", b'{"a":{"shape":' + 100_000 * b"["])
+def test_a_header_nested_too_deep(header: bytes) -> None:
+    raw = len(header).to_bytes(8, "little") + header
+    with pytest.raises(CorruptData, match="can't be read"):
+        load_snapshot(SPECS, FILES | {MODEL: raw})
+
+
 @settings(deadline=None)
 @given(place=st.integers(0, len(FILES[MODEL]) - 4 * N - 1), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_the_header(place: int, bit: int) -> None:

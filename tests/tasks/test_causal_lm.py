@@ -1,7 +1,6 @@
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,8 +20,10 @@ from potluck.errors import CorruptData, RecipeError, StoreError, UsageError  # n
 from potluck.recipe import DEMO, Inner, Recipe  # noqa: E402
 from potluck.tasks import task  # noqa: E402
 from potluck.tasks.causal_lm import CausalLM  # noqa: E402
+from tests.tiny import LINES, write_text  # noqa: E402
 
-LINES = "".join(f"The {n}th cat sat on the {n % 7}th mat.\n" for n in range(3000))
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = {
     "model_type": "gpt_neox",
     "hidden_size": 32,
@@ -40,22 +41,12 @@ RECIPE = replace(
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    base = tmp_path_factory.mktemp("text")
-    (base / "a.txt").write_text(LINES, "utf-8")
-    return build_assets(RECIPE, base=base)
+    return build_assets(RECIPE, base=write_text(tmp_path_factory.mktemp("text")))
 
 
 @pytest.fixture
 def lm(assets: dict[str, bytes]) -> CausalLM:
     return task(RECIPE, assets)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def with_task(**changes: Any) -> Recipe:

@@ -92,6 +92,7 @@ PROGRESS = Progress(
     snapshots={3: C},
     parts_from=1,
     fetching=4,
+    eta_s=1.25,
     bytes_sent=5,
     bytes_received=6,
     activity="training",

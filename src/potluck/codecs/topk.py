@@ -36,14 +36,14 @@ SHARE = 64
 RICE = 5
 """Bits of a gap that are sent as they are."""
 
-ROWS = 16
+ROWS = 32
 """Chunks handled at a time, so that the scratch memory of 1 MiB stays in the processor's cache."""
 
 _BITS = RICE + 2
 _LEAST = np.uint16(0x0080)
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
-_PLACE_BITS = np.uint64(12)
-_INFINITE = np.uint64(0x7F800000) << _PLACE_BITS
+_PLACE_BITS = np.uint64(13)
+_INFINITE = np.uint64(0x7F800000)
 
 
 class Group(NamedTuple):
@@ -133,22 +133,50 @@ def _largest(rows: NDArray[np.float32], kept: int) -> NDArray[np.int64]:
     """Where the ``kept`` largest magnitudes of each row are, ascending: [rows, kept].
 
     A value's key is its magnitude's bits, which are ordered as magnitudes are on any processor, and then its
-    place from behind. So no two are equal, which would make partitioning slow; and of equal values the first
-    wins.
+    place from behind, plus the length of a row. So no two are equal, which would make partitioning slow; and
+    of equal values the first wins.
     """
     length = rows.shape[1]
     places = np.empty((len(rows), kept), np.int64)
-    behind = np.arange(length - 1, -1, -1, dtype=np.uint64)
     for start in range(0, len(rows), ROWS):
-        keys = (rows[start : start + ROWS].view(np.uint32) & _MAGNITUDE).astype(np.uint64)
-        keys <<= _PLACE_BITS
-        keys |= behind
-        least = np.partition(keys, length - kept, axis=1)[:, -kept, None]
-        found = np.flatnonzero(keys >= least)
-        if keys.reshape(-1)[found].max() >= _INFINITE:
+        magnitudes = rows[start : start + ROWS].view(np.uint32) & _MAGNITUDE
+        found = np.flatnonzero(_candidates(magnitudes, kept))
+        row, place = np.divmod(found, length)
+        keys = magnitudes.reshape(-1)[found].astype(np.uint64)
+        if keys.max() >= _INFINITE:
             raise CorruptData(DIVERGED)
-        places[start : start + ROWS] = (found % length).reshape(-1, kept)
+        keys <<= _PLACE_BITS
+        keys |= (2 * length - 1 - place).astype(np.uint64)
+        least = _least(keys, row, len(magnitudes), kept)
+        places[start : start + ROWS] = place[keys >= least[row]].reshape(-1, kept)
     return places
+
+
+def _candidates(magnitudes: NDArray[np.uint32], kept: int) -> NDArray[np.bool_]:
+    """Which values of each row may be among its ``kept`` largest: these and few others, [rows, length].
+
+    Of the maxima of twice as many strips so many are not below their median, which cuts off the rest. If that
+    is 0, of the zeros only the first can be needed.
+    """
+    strips = 2 * kept
+    if magnitudes.shape[1] % strips:
+        return np.ones(magnitudes.shape, np.bool_)
+    most = magnitudes.reshape(len(magnitudes), strips, -1).max(axis=2)
+    floors = np.partition(most, strips - kept, axis=1)[:, -kept, None]
+    found: NDArray[np.bool_] = magnitudes >= np.maximum(floors, 1)
+    found[:, :kept] |= floors == 0
+    return found
+
+
+def _least(keys: NDArray[np.uint64], row: NDArray[np.int64], rows: int, kept: int) -> NDArray[np.uint64]:
+    """The ``kept``-largest of the keys of each row [rows]. There are at least so many; ``row`` ascends."""
+    counts = np.bincount(row, minlength=rows)
+    most = int(counts.max())
+    # What fills a row up is below any key.
+    table = np.tile(np.arange(most, dtype=np.uint64), (rows, 1))
+    table[row, np.arange(row.size) - (np.cumsum(counts) - counts)[row]] = keys
+    least: NDArray[np.uint64] = np.partition(table, most - kept, axis=1)[:, -kept]
+    return least
 
 
 def _halved(magnitudes: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.uint16]]:

@@ -16,14 +16,15 @@ SLICE = 1 << 18
 """Values handled at a time: all that a step touches stays in the processor's cache, and temporary memory is
 1 MiB whatever the model's size."""
 
-KINDS = ("average", "nesterov")
+KINDS = ("average", "plain", "nesterov")
 
 
 class OuterOptimizer:
     """Applies a reduced pseudo-gradient to the shared parameters.
 
     ``nesterov`` is DiLoCo's outer optimizer (arXiv 2311.08105, Algorithm 1 with Nesterov momentum):
-    v ← μ v + Δ, then Θ ← Θ − η (Δ + μ v). ``average`` is Θ ← Θ − Δ, which makes Θ the members' mean.
+    v ← μ v + Δ, then Θ ← Θ − η (Δ + μ v). ``plain`` is Θ ← Θ − η Δ, as in SparseLoCo (arXiv 2508.15706),
+    and ``average`` Θ ← Θ − Δ, which makes Θ the members' mean.
 
     Raises:
         RecipeError: unknown kind, or constants outside 0 < η and 0 ≤ μ < 1.
@@ -41,7 +42,11 @@ class OuterOptimizer:
             raise RecipeError(f"outer learning rate {outer.lr} must be a positive number; 0.7 is usual")
         if not 0 <= self._momentum < 1:
             raise RecipeError(f"outer momentum {outer.momentum} must be at least 0 and below 1; 0.9 is usual")
-        self._average = outer.kind == "average"
+        self._step = {
+            "average": _average,
+            "plain": self._plain,
+            "nesterov": self._nesterov,
+        }[outer.kind]
 
     def step(
         self, theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32]
@@ -62,10 +67,17 @@ class OuterOptimizer:
                     f"{values.shape}: all peers must train the same tensors"
                 )
         with np.errstate(over="ignore", invalid="ignore"):
-            if self._average:
-                np.subtract(theta, delta, out=theta)
-            else:
-                self._nesterov(theta, momentum, delta)
+            self._step(theta, momentum, delta)
+
+    def _plain(
+        self, theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32]
+    ) -> None:
+        scratch = np.empty(min(SLICE, theta.size), np.float32)
+        for start in range(0, theta.size, SLICE):
+            t = theta[start : start + SLICE]
+            change = scratch[: t.size]
+            np.multiply(delta[start : start + SLICE], self._lr, out=change)
+            np.subtract(t, change, out=t)
 
     def _nesterov(
         self, theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32]
@@ -82,6 +94,10 @@ class OuterOptimizer:
             np.add(change, d, out=change)
             np.multiply(change, self._lr, out=change)
             np.subtract(t, change, out=t)
+
+
+def _average(theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32]) -> None:
+    np.subtract(theta, delta, out=theta)
 
 
 def _refuse_flushing() -> None:

@@ -39,13 +39,17 @@ class Carry:
     """What a new shared state does to a model in training: θ ← theta + (θ − origin), or θ ← theta.
 
     ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
-    that included our contribution, the old shared state for the others. ``included``: there were any of the
-    former.
+    that included our contribution, the old shared state for the others; but for what the model keeps
+    (``Rounds.keeps``). ``included``: there were any of the former.
     """
 
     theta: Vector
     origin: Vector | None
     included: bool = False
+
+    def within(self, bounds: slice) -> Carry:
+        """What it does to a range of the parameters."""
+        return Carry(self.theta[bounds], None if self.origin is None else self.origin[bounds], self.included)
 
 
 class Given(NamedTuple):
@@ -86,10 +90,18 @@ class DataPlane:
         theta, momentum: shared state [n]; taken over, not copied.
         round_: the round they are the state after.
         parts: how many ranges the vectors are cut into.
+        keeps: what our contributions lose is in the model (``Carry``), and comes with its next difference.
     """
 
     def __init__(
-        self, theta: Vector, momentum: Vector, round_: int, parts: int, codec: Codec, outer: OuterOptimizer
+        self,
+        theta: Vector,
+        momentum: Vector,
+        round_: int,
+        parts: int,
+        codec: Codec,
+        outer: OuterOptimizer,
+        keeps: bool = False,
     ) -> None:
         self.theta = theta
         self.momentum = momentum
@@ -97,6 +109,7 @@ class DataPlane:
         self._digest: str | None = None
         self.codec = codec
         self._outer = outer
+        self._keeps = keeps
         self._bounds = part_bounds(theta.size, parts)
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
@@ -116,14 +129,18 @@ class DataPlane:
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
         """Take the model's parameters ``local`` [n], ours from now on, as this round's contribution.
 
-        Returns False, with nothing kept, when it holds NaN or infinity, or is absurd.
+        Returns False, with nothing kept, when it holds NaN or infinity, or is absurd: it has to begin anew
+        from the shared state, and a residual that it held is gone with it.
         """
         self._cut, total = None, self._total
         for bounds in self._bounds:
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
-                self._up.add(total[bounds], bounds, out=total[bounds])
+                if not self._keeps:
+                    self._up.add(total[bounds], bounds, out=total[bounds])
             if not _sound(total[bounds]):
+                if self._keeps:
+                    self._up = self._feedback(self.theta.size)
                 return False
         self._cut = _Cut((round_, attempt), local, total, {})
         return True
@@ -191,6 +208,7 @@ class DataPlane:
         origin, any_included = cut.local if cut is not None else self._copy(), False
         for info, bounds in zip(commit.parts, self._bounds, strict=True):
             included = cut is not None and index in dict(info.contributors)
+            held = self._up.residual[bounds].copy() if self._keeps and not included else None
             if cut is not None and included:
                 any_included = True
                 raw = self.contribution(*cut.key, info.part)
@@ -201,12 +219,20 @@ class DataPlane:
                 origin[bounds] = self.theta[bounds]
             decoded = self._decoded_result(raws[info.part], info.part)
             self._settle_down(info, decoded, index, bounds)
+            if self._keeps:
+                origin[bounds] += self._kept(bounds, held)
             self._outer.step(self.theta[bounds], self.momentum[bounds], decoded)
         self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
         self._reduced.clear()
         return Carry(self._copy(), origin, any_included)
+
+    def _kept(self, bounds: slice, held: Vector | None) -> Vector:
+        """What the model is to hold of the residual, less what it holds already."""
+        residual = self._up.residual[bounds]
+        kept: Vector = np.float32(self.codec.decay) * (residual if held is None else residual - held)
+        return kept
 
     def _copy(self) -> Vector:
         copy = self._spare.take(self.theta.size)

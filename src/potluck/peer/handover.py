@@ -203,12 +203,14 @@ class Handover:
                 work.total_tokens + tokens,
             )
 
-    def exchange(self, read: Callable[[], Vector], write: Callable[[list[Carry], Vector], Vector]) -> None:
+    def exchange(
+        self, read: Callable[[], Vector], take: Callable[[list[Carry], bool], Vector | None]
+    ) -> None:
         """Take new shared states in, then meet a request for a cut.
 
         Args:
             read: the model's parameters as they are.
-            write: put shared states into the model whose parameters are given; returns the new ones.
+            take: put shared states into the model; returns its new parameters if they are asked for.
         """
         with self._lock:
             carries, self._carries = self._carries, []
@@ -220,13 +222,9 @@ class Handover:
                 weight = self._work.tokens + self._in_flight
                 self._in_flight = weight
                 self._work = replace(self._work, tokens=0.0, steps=0)
-        if not carries and request is None:
-            return
-        local = read()
-        if carries:
-            local = write(carries, local)
+        local = take(carries, request is not None) if carries else None
         if request is not None:
-            self._taken(request, local, weight, blocks)
+            self._taken(request, read() if local is None else local, weight, blocks)
 
     def next_block(self, wait_s: float) -> int | None:
         """The position of the next data block to train on; None if none came within ``wait_s``, or if there

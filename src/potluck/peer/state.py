@@ -69,6 +69,7 @@ class PeerState:
         self.tensors = genesis.tensors
         self._parts = genesis.parts
         self._codec = codec(recipe.rounds.codec)
+        self._keeps = recipe.rounds.keeps
         self._outer = OuterOptimizer(recipe.outer)
         self._inbox: dict[tuple[int, int, int, int], Contribution] = {}
         self._partials: dict[tuple[int, int, int, int], Partial] = {}
@@ -224,7 +225,9 @@ class PeerState:
     def begin(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take a state over as it is."""
         if self.plane is None:
-            self.plane = DataPlane(theta, momentum, round_, self._parts, self._codec, self._outer)
+            self.plane = DataPlane(
+                theta, momentum, round_, self._parts, self._codec, self._outer, self._keeps
+            )
             return Carry(theta.copy(), None)
         return self.plane.load(theta, momentum, round_)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.graph import increment_version
 
 from potluck.errors import ModelMismatch, RunOver, UsageError
 from potluck.peer.dataplane import Carry, Vector, carried
@@ -20,6 +21,10 @@ from potluck.wire.records import TensorSpec
 
 WAIT_S = 0.2
 """How long a trainer without data sleeps before it looks whether the run is over, in seconds."""
+
+SLICE = 1 << 19
+"""Values that are carried over at a time: what is read twice is in the processor's cache the second time, and
+the calls are few enough that waiting for the interpreter between them does not matter."""
 
 
 class Trainer:
@@ -33,6 +38,7 @@ class Trainer:
         self._parameters = dict(_trained(model))
         if not self._parameters:
             raise UsageError("the model has no parameter with requires_grad: there is nothing to train")
+        self._size = sum(p.numel() for p in self._parameters.values())
         self._model = model
         self._handover = handover
         self._seen = 0.0
@@ -67,7 +73,7 @@ class Trainer:
 
     def read(self) -> Vector:
         """The trained parameters [n], a copy."""
-        vector = self._spare.take(sum(p.numel() for p in self._parameters.values()))
+        vector = self._spare.take(self._size)
         flat, start = torch.from_numpy(vector), 0
         with torch.no_grad():
             for parameter in self._parameters.values():
@@ -157,14 +163,44 @@ class Trainer:
         if self._handover.over is not None:
             raise RunOver(self._handover.over)
 
-    def _take(self, carries: list[Carry], local: Vector) -> Vector:
-        local = carried(local, carries, out=local)
-        self.write(local)
-        return local
+    def _take(self, carries: list[Carry], wanted: bool) -> Vector | None:
+        """Carry the model's progress over to new shared states, some values at a time and in the parameters'
+        own memory where that is fp32: whole vectors would go through this machine's memory three times.
+        Returns the parameters as they are in fp32, if they are wanted.
+        """
+        vector = self._spare.take(self._size) if wanted else None
+        start = 0
+        with torch.no_grad():
+            for parameter in self._parameters.values():
+                stop = start + parameter.numel()
+                flat = _own_memory(parameter)
+                values = parameter.reshape(-1).float().cpu().numpy() if flat is None else flat
+                for some in _slices(start, stop):
+                    local = values[some.start - start : some.stop - start]
+                    carried(local, [carry.within(some) for carry in carries], out=local)
+                    if vector is not None:
+                        vector[some] = local
+                if flat is None:
+                    parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+                else:
+                    increment_version(parameter)  # as copy_ does: a graph through the old values is void
+                start = stop
+        return vector
 
 
 def _trained(model: torch.nn.Module) -> Iterable[tuple[str, torch.nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _own_memory(parameter: torch.nn.Parameter) -> Vector | None:
+    """The memory of a parameter [n], if it is fp32 on the CPU in the order of its values; else None."""
+    plain = parameter.device.type == "cpu" and parameter.dtype == torch.float32 and parameter.is_contiguous()
+    return parameter.detach().view(-1).numpy() if plain else None
+
+
+def _slices(start: int, stop: int) -> Iterator[slice]:
+    """A range, ``SLICE`` values at a time."""
+    return (slice(at, min(at + SLICE, stop)) for at in range(start, stop, SLICE))
 
 
 def _tokens(values: Iterable[Any]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from potluck.protocol.arrival import Arrival
 from potluck.protocol.effects import Apply, Effect, Fetch, LoadSnapshot
 from potluck.protocol.errand import RETRY_S, Errand
 from potluck.protocol.swarm import Swarm
@@ -27,6 +28,9 @@ FLYING = 8
 
 AHEAD = 8
 """Results of so many rounds are fetched while a snapshot or the rounds before them are on their way."""
+
+LOAD_BYTES_S = 150e6
+"""A snapshot that is here takes one second to load for so many bytes, about."""
 
 DOUBT_S = 30.0
 """A source that failed is asked after all others for so long, in seconds: what can't be reached is found out
@@ -60,6 +64,9 @@ class Catchup:
         self._tries: dict[str, int] = {}
         self._doubted: dict[str, float] = {}
         self._spoilt: set[int] = set()
+        self._sizes: dict[str, int] = {}
+        self._arrival = Arrival()
+        self._left = self._to_load = 0
 
     @property
     def manifest(self) -> dict[str, int]:
@@ -91,15 +98,25 @@ class Catchup:
 
     def fetched(self, digest: str, ok: bool, now: float) -> None:
         """A fetch ended."""
-        source = self._flying.pop(digest, None)
+        source, size = self._flying.pop(digest, None), self._sizes.pop(digest, 0)
         if source is not None and not ok:
             self._doubted[source] = now + DOUBT_S
         if ok:
+            self._arrival.came(size, now)
             self.have.add(digest)
             self._errands.pop(digest, None)
             self._tries.pop(digest, None)
         elif digest in self._errands:
             self._errands[digest] = Errand(retry_at=now + RETRY_S)
+
+    def eta_s(self, now: float) -> float | None:
+        """In how many seconds the snapshot that is fetched or loaded will be our state, about; None if there
+        is none, or nothing came lately.
+        """
+        if self.fetching == NO_STATE:
+            return None
+        fetched_s = self._arrival.eta_s(self._left, now) if self._left else 0.0
+        return None if fetched_s is None else fetched_s + self._to_load / LOAD_BYTES_S
 
     # -- what to do ------------------------------------------------------------------------------
 
@@ -187,7 +204,11 @@ class Catchup:
         needs = [
             Need(digest, size, sources) for digest, size in chunks(snapshot.files) if digest not in self.have
         ]
-        self.fetching = snapshot.round
+        if self.fetching != snapshot.round:
+            self.fetching = snapshot.round
+            self._arrival.began(now)
+        self._left = sum(need.size for need in needs)
+        self._to_load = sum(blob.size for blob in snapshot.files)
         if needs:
             self.reason = f"fetching {len(needs)} chunks of the snapshot of round {snapshot.round}"
             return self._fetch(needs, now)
@@ -204,7 +225,7 @@ class Catchup:
             source = self._source(need, now)
             if need.digest in self._flying or source is None or not errand.due(now):
                 continue
-            self._flying[need.digest] = source
+            self._flying[need.digest], self._sizes[need.digest] = source, need.size
             self._tries[need.digest] = self._tries.get(need.digest, 0) + 1
             effects.append(Fetch(need.digest, need.size, source))
         return effects

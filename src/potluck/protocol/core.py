@@ -229,6 +229,7 @@ class PeerCore:
             snapshots=self._snapshots_held(),
             parts_from=self._parts_from,
             fetching=self.catchup.fetching,
+            eta_s=self.catchup.eta_s(now),
             activity=self.activity[:2000],
         )
         self.swarm.hear(progress, now)
@@ -364,7 +365,7 @@ class PeerCore:
 
     def result(self, round_: int, attempt: int, info: PartInfo, now: float) -> None:
         """A result was pushed to us, verified and stored."""
-        self.catchup.fetched(info.digest, True, 0.0)
+        self.catchup.fetched(info.digest, True, now)
         if (exchange := self._open_or_spread(round_, attempt)) is not None:
             exchange.result(info)
         if self._in(round_, attempt):
@@ -446,8 +447,7 @@ class PeerCore:
             self._sweep = False
             self._queue.append(self._drop())
         if self.exchange is not None:
-            rank = self._rank(now)
-            follows = self.catchup.round == self.exchange.round - 1
+            rank, follows = self._rank(now), self.catchup.round == self.exchange.round - 1
             effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE, follows)
         elif self._spreading is not None:
             effects += self._spreading.spread(self.swarm, now)

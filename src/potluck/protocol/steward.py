@@ -24,9 +24,12 @@ from potluck.wire.records import Body, Commit, Finish, Grant, Held, Member, Open
 SETTLE_S = 2.0
 """How long the next round waits for peers that are still applying the last one, in seconds."""
 
-NEAR_S = 1.0
+NEAR_S = 1.5
+NEAR_SHARE = 0.1
 NEAR_ROUNDS = 3
-"""The next round waits so long, while all train on, for a joiner that is so few rounds from its beginning."""
+"""The next round waits so long, or for this share of a round's training if that is more, while all train on,
+for a joiner that is so few rounds from its beginning, or will have its state by then.
+"""
 
 IDLE_S = 5.0
 """A trainer that has not stepped for so long, and for four of its usual steps, is no member, in seconds."""
@@ -168,8 +171,10 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
     late = [p.name or p.peer[:8] for p in trainers if p.round < view.round]
     if late and now - times.committed < SETTLE_S:
         return Decision(None, f"{', '.join(late)} still applying round {view.round}")
-    near = [] if rest else _near(view, swarm, now)  # of the rest no more will come that could tell the time
-    if near and done < rules.round_tokens + NEAR_S * sum(p.tokens_per_s for p in ready):
+    speed = sum(p.tokens_per_s for p in ready)
+    near_s = max(NEAR_S, NEAR_SHARE * rules.round_tokens / speed) if speed > 0 else 0.0
+    near = [] if rest else _near(view, swarm, near_s, now)  # of the rest no more will come to tell the time
+    if near and done < rules.round_tokens + near_s * speed:
         return Decision(None, f"{_names(near)} nearly caught up with round {view.round}")
     reason = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {_names(ready)}"
     if done < rules.round_tokens:
@@ -177,10 +182,14 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
     return Decision(_open(view, ready, base, rules, reason), reason)
 
 
-def _near(view: RunView, swarm: Swarm, now: float) -> list[Progress]:
-    """Joiners that have a state, and few rounds still to apply to it."""
+def _near(view: RunView, swarm: Swarm, near_s: float, now: float) -> list[Progress]:
+    """Joiners that have a state, and few rounds still to apply to it, or will have one in ``near_s``."""
     least = max(0, view.round - NEAR_ROUNDS)
-    return [p for p in swarm.alive(now) if p.phase == "joining" and p.round >= least]
+    return [
+        p
+        for p in swarm.alive(now)
+        if p.phase == "joining" and (p.round >= least or (p.eta_s is not None and p.eta_s <= near_s))
+    ]
 
 
 def _used_up(view: RunView, trainers: Sequence[Progress], done: float) -> bool:

@@ -39,7 +39,7 @@ def missing(store: Contents, blob: Blob) -> list[str]:
 
 
 def read_blob(store: Contents, blob: Blob) -> bytearray:
-    """The whole file, every chunk verified, in memory taken once.
+    """The whole file, every chunk verified; memory is taken for no more than was.
 
     Raises:
         StoreError: chunks are not here (they are named), or the disk refuses.
@@ -47,8 +47,7 @@ def read_blob(store: Contents, blob: Blob) -> bytearray:
     """
     sizes = chunk_sizes(blob)
     absent = missing(store, blob)
-    raw = bytearray() if absent else bytearray(blob.size)
-    start = 0
+    raw = bytearray()
     for chunk, size in zip(blob.chunks if not absent else (), sizes, strict=False):
         piece = store.get(chunk)
         if piece is None:
@@ -56,8 +55,7 @@ def read_blob(store: Contents, blob: Blob) -> bytearray:
         elif len(piece) != size:
             raise CorruptData(f"chunk {chunk} of {blob.name!r} has {len(piece)} bytes instead of {size}")
         else:
-            raw[start : start + size] = piece
-        start += size
+            raw += piece
     if absent:
         names = ", ".join(absent[:8]) + (", …" if len(absent) > 8 else "")
         raise StoreError(f"{blob.name!r} lacks {len(absent)} of its chunks, fetch them again: {names}")

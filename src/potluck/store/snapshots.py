@@ -103,7 +103,7 @@ def _opened(name: str, raw: bytes | bytearray) -> tuple[dict[str, _Entry], NDArr
         header = msgspec.json.decode(raw[LENGTH_BYTES:start], type=dict[str, Raw])
         header.pop("__metadata__", None)
         found = {key: msgspec.json.decode(entry, type=_Entry) for key, entry in header.items()}
-    except ValueError as error:  # what msgspec raises is one
+    except (ValueError, RecursionError) as error:  # what msgspec raises
         raise _unreadable(name, error) from error
     ends = [0]
     for begin, end in sorted(entry.data_offsets for entry in found.values()):

@@ -28,6 +28,7 @@ from potluck.data.tokens import (
 )
 from potluck.errors import CorruptData, RecipeError, StoreError, UsageError
 from potluck.recipe import Inner, Recipe, check_config
+from potluck.tasks.muon import Muon
 
 Batch = dict[str, torch.Tensor]
 
@@ -35,6 +36,7 @@ _FILES = ("tokenizer.json", "config.json", "train.bin", "heldout.bin", "meta.jso
 _EXPORT_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".toml", ".txt")
 _EXPORT_MARK = "potluck-recipe.toml"
 _TEMPERATURE = 0.8
+_BETAS = (0.9, 0.95)
 
 # What transformers and torch raise at a config that names no possible model, or a checkpoint that is none.
 _LIBRARY_ERRORS = (
@@ -121,19 +123,29 @@ class CausalLM:
         for ids in windows(self._train, task.context, task.batch, np.random.default_rng(seed)):
             yield _batch(ids)
 
-    def optimizer(self, model: torch.nn.Module) -> torch.optim.AdamW:
-        """AdamW with the recipe's inner values; vectors (norms, biases) do not decay.
+    def optimizer(
+        self, model: torch.nn.Module, done: Callable[[], float] = lambda: 0.0
+    ) -> torch.optim.Optimizer:
+        """The recipe's inner optimizer and its learning rate; vectors (norms, biases) do not decay.
 
-        Its learning rate warms up linearly over its first steps.
+        Args:
+            done: tells the share of the run that is done, 0 to 1, by which the learning rate cools down.
         """
         inner = self.recipe.inner
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = [
-            {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": inner.weight_decay},
-            {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
+        matrices = _matrices(model) if inner.kind == "muon" else []
+        rest = [weight for weight in trained if all(weight is not matrix for matrix in matrices)]
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in rest if weight.ndim > 1], "weight_decay": inner.weight_decay},
+            {"params": [weight for weight in rest if weight.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=inner.lr, betas=(0.9, 0.95))
-        optimizer.register_step_pre_hook(_warm_up(inner))
+        groups = [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer
+        if matrices:
+            optimizer = Muon(matrices, groups, inner.lr, inner.weight_decay, _BETAS)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=inner.lr, betas=_BETAS)
+        optimizer.register_step_pre_hook(_schedule(inner, done))
         return optimizer
 
     def train(
@@ -232,16 +244,34 @@ class CausalLM:
         (folder / _EXPORT_MARK).write_text(self.recipe.to_toml(), "utf-8")
 
 
-def _warm_up(inner: Inner) -> Callable[..., None]:
-    """A hook before each step that raises the learning rate to the recipe's within ``warmup_steps``."""
+def _matrices(model: Any) -> list[torch.nn.Parameter]:
+    """The trained matrices within the model: none that reads tokens or positions in, or gives tokens out."""
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    output = model.get_output_embeddings()
+    tables += [] if output is None else [output.weight]
+    return [
+        weight
+        for weight in model.parameters()
+        if weight.requires_grad and weight.ndim == 2 and all(weight is not table for table in tables)
+    ]
+
+
+def _schedule(inner: Inner, done: Callable[[], float]) -> Callable[..., None]:
+    """A hook before each step that raises the learning rate to the recipe's within ``warmup_steps``, and
+    takes it down to 0 by the end of the run.
+    """
     number = 0
 
     def hook(optimizer: torch.optim.Optimizer, *_: object) -> None:
         nonlocal number
         number += 1
-        if number <= inner.warmup_steps + 1:
-            for group in optimizer.param_groups:
-                group["lr"] = inner.lr * number / (inner.warmup_steps + 1)
+        if number > inner.warmup_steps + 1 and not inner.cooldown:
+            return
+        rate = inner.lr * min(1.0, number / (inner.warmup_steps + 1))
+        if inner.cooldown:
+            rate *= min(1.0, (1 - done()) / inner.cooldown)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
     return hook
 

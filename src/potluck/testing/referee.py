@@ -16,6 +16,7 @@ from potluck.codecs import codec
 from potluck.peer.dataplane import Vector, part_bounds
 from potluck.protocol.leases import Span
 from potluck.protocol.view import RunView, contributors
+from potluck.recipe import Rounds
 from potluck.testing.residuals import Residuals
 from potluck.wire.records import Commit, Member, PartInfo
 from potluck.wire.result import unpack
@@ -82,19 +83,19 @@ class Referee:
         fail: raises, with what is needed to see the failure again.
     """
 
-    def __init__(self, n: int, parts: int, codec_name: str, fail: Callable[[str], None]) -> None:
+    def __init__(self, n: int, rounds: Rounds, fail: Callable[[str], None]) -> None:
         self.commits: dict[int, Seen] = {}
         self.lives: dict[Member, Trained] = {}
         self._n, self._fail = n, fail
-        self._bounds = part_bounds(n, parts)
-        self._codec = codec(codec_name)
+        self._bounds = part_bounds(n, rounds.parts)
+        self._codec = codec(rounds.codec)
         self._states: dict[int, str] = {}
         self._given: dict[tuple[int, int], dict[Member, Given]] = {}
-        self._largest = np.zeros(parts)
+        self._largest = np.zeros(rounds.parts)
         self.data: set[int] = set()
         """Positions of the data that are in the model."""
         self.excused: set[str] = set()
-        self.residuals = Residuals(n, self._bounds, self._codec)
+        self.residuals = Residuals(n, self._bounds, self._codec, rounds.keeps)
 
     # -- progress --------------------------------------------------------------------------------
 
@@ -103,6 +104,7 @@ class Referee:
         life = self.lives.setdefault(member, Trained(np.zeros(self._n), {}))
         life.lost += life.tokens - life.included - life.lost
         life.pending, life.cuts = np.zeros(self._n), {}
+        self.residuals.begins(member)
 
     def steps(self, member: Member, change: Exact, tokens: float) -> None:
         """An inner step changed the model by ``change`` [n]."""
@@ -112,7 +114,8 @@ class Referee:
 
     def boundary(self, member: Member, name: str, local: Vector, shared: Vector) -> None:
         """Between two steps: the model is the shared state and all progress that is not in it, once."""
-        off = float(np.abs(local.astype(np.float64) - shared - self.lives[member].pending).max())
+        own = self.lives[member].pending - self.residuals.kept(member)
+        off = self.residuals.known(member, np.abs(local.astype(np.float64) - shared - own))
         if off > DRIFT:
             self._fail(f"{name} is off by {off:.4f} from its shared state and its own progress")
 

@@ -35,9 +35,11 @@ class Residuals:
     Args:
         bounds: ranges of the parts in a vector of [n] values.
         coder: how they are encoded.
+        keeps: members' models hold what their contributions lost.
     """
 
-    def __init__(self, n: int, bounds: Sequence[slice], coder: Codec) -> None:
+    def __init__(self, n: int, bounds: Sequence[slice], coder: Codec, keeps: bool = False) -> None:
+        self._keeps = keeps
         self._n, self._bounds, self._codec = n, bounds, coder
         self._up: dict[Member, Exact] = {}
         self._down: dict[Member, dict[int, Exact]] = {}
@@ -50,6 +52,11 @@ class Residuals:
         for account in (self._up, self._down, self._cuts, self._results):
             account.pop(member, None)
         self._unsure = {(other, part) for other, part in self._unsure if other != member}
+
+    def begins(self, member: Member) -> None:
+        """A life's model is the shared state again: what it alone held is lost."""
+        if self._keeps:
+            self._up.pop(member, None)
 
     def unsure(self, member: Member, part: int) -> None:
         """A part was reduced after its round was committed, from what is not known here any more.
@@ -100,6 +107,17 @@ class Residuals:
                 down[info.part] = ours - result
             elif weight is not None and info.part in down:
                 up[bounds] += min(info.weight / weight, MAX_SHARE) * down.pop(info.part)
+
+    def kept(self, member: Member) -> Exact:
+        """What a member's model holds of what its contributions lost."""
+        owed = self._up.get(member) if self._keeps else None
+        return np.zeros(self._n) if owed is None else self._codec.decay * owed
+
+    def known(self, member: Member, off: Exact) -> float:
+        """The most of ``off`` [n] where a member's model holds what is followed here (see ``unsure``)."""
+        parts = enumerate(self._bounds)
+        sure = [off[bounds] for part, bounds in parts if not (self._keeps and (member, part) in self._unsure)]
+        return max((float(values.max()) for values in sure), default=0.0)
 
     def _over(self, meant: Exact, sent: Exact) -> float:
         """By how much a value is off, beyond what encoding and rounding may cost."""

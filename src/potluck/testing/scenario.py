@@ -100,9 +100,10 @@ class World:
     """How unkind the world is: the swarm, its wires, and rates (per simulated minute) for making faults up.
 
     Delays are one way, in seconds. ``learning`` is how much a step changes a model; ``round_tokens`` 0 is
-    200 for each peer; rounds of more than ``flat`` members have groups; the data has ``blocks`` blocks, gone
-    through ``epochs`` times (0: for ever); without a commit for ``bound_s`` the swarm is taken for stuck.
-    ``thin`` is the share of peers that say that their link is ten times as thin; if 0, links are unknown.
+    200 for each peer; ``keeps`` 1 is ``Rounds.keeps``; rounds of more than ``flat`` members have groups;
+    ``thin`` is the share of peers that say that their link is ten times as thin (if 0, links are unknown);
+    the data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); without a commit for
+    ``bound_s`` the swarm is taken for stuck.
     """
 
     peers: int = 4
@@ -116,6 +117,7 @@ class World:
     round_tokens: int = 800
     outer: str = "nesterov"
     codec: str = "int8"
+    keeps: int = 0
     bound_s: float = 45.0
     flat: int = FLAT
     thin: float = 0.0
@@ -282,7 +284,7 @@ def _setting(value: object) -> str:
 
 
 _CHOICES = {"outer": ("nesterov", "average"), "codec": tuple(CODECS)}
-_INTEGERS = ("peers", "round_tokens", "blocks", "epochs", "flat")
+_INTEGERS = ("peers", "round_tokens", "blocks", "epochs", "flat", "keeps")
 
 
 def _read_setting(name: str, words: list[str]) -> object:
@@ -394,8 +396,9 @@ class _Author:
 def small(seed: int) -> World:
     """The small world of a seed, for running thousands: they differ in all that can differ.
 
-    One to six peers, either outer optimizer, any codec, one in three calm to the eye and the others rough;
-    most last under a minute, one in twenty-five five times as long.
+    One to six peers, either outer optimizer, any codec, models that keep what it takes and others, one in
+    three calm to the eye and the others rough; most last under a minute, one in twenty-five five times as
+    long.
     """
     rough = (LIGHT, HEAVY, HEAVY)[seed // 2 % 3]
     longer = 5 if seed % 25 == 24 else 1
@@ -404,6 +407,7 @@ def small(seed: int) -> World:
         peers=1 + seed % 6,
         outer="nesterov" if seed % 2 else "average",
         codec=_CHOICES["codec"][(seed + seed // 25) % 5],
+        keeps=seed // 12 % 2,
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
         flat=3 if seed % 4 == 3 else FLAT,
@@ -423,6 +427,7 @@ def large(seed: int, peers: int) -> World:
         peers=peers,
         outer="nesterov" if seed % 4 < 2 else "average",
         codec=_CHOICES["codec"][seed % 5],
+        keeps=seed // 5 % 2,
         round_tokens=0,
         blocks=0,
         duration_s=20.0,

@@ -137,6 +137,7 @@ class _Shrinking:
             ("loss", 0.0),
             ("duplicate", 0.0),
             ("late", 0.0),
+            ("keeps", 0),
             ("codec", "fp32"),
             ("outer", "average"),
             ("delay_s", (0.05, 0.05)),

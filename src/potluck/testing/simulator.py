@@ -103,7 +103,14 @@ class Simulation:
             outer=Outer(kind=world.outer),
             data=Data(samples=world.blocks, block=1),
             end=End(epochs=world.epochs),
-            rounds=Rounds(tokens=world.tokens, codec=world.codec, grace_s=3.0, snapshot_every=3, parts=5),
+            rounds=Rounds(
+                tokens=world.tokens,
+                codec=world.codec,
+                keeps=bool(world.keeps),
+                grace_s=3.0,
+                snapshot_every=3,
+                parts=5,
+            ),
         )
         self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100, world.flat)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -111,7 +118,7 @@ class Simulation:
         self._born = 0
         self._names: dict[str, str] = {}
         self._lives: dict[str, int] = {}
-        self.referee = Referee(SIZE, self.recipe.rounds.parts, world.codec, self.fail)
+        self.referee = Referee(SIZE, self.recipe.rounds, self.fail)
         self._commit_seen = 0.0
         self.announced: dict[str, set[str]] = {}
         self._missed: dict[str, dict[str, int]] = {}
@@ -191,11 +198,11 @@ class Simulation:
         self._note_missed(progress.peer, group, [] if after_s > progress.every_s else there)
         self.at(after_s, arrive)
 
-    def _note_missed(self, sender: str, group: Iterable[SimPeer], there: list[SimPeer]) -> None:
+    def _note_missed(self, sender: str, group: Iterable[SimPeer], there: Iterable[SimPeer]) -> None:
         """Of these who should hear a peer only some do in time. Twice in a row, and it may count as gone."""
+        heard, missed = {peer.me.peer for peer in there}, self._missed.setdefault(sender, {})
         for hearer in group:
-            missed = self._missed.setdefault(sender, {})
-            if hearer in there:
+            if hearer.me.peer in heard:
                 missed.pop(hearer.me.peer, None)
                 continue
             missed[hearer.me.peer] = missed.get(hearer.me.peer, 0) + 1

@@ -186,8 +186,7 @@ class SimPeer(Caller):
         self.sim.outages.stepped(self)
         self._stepped_at = self.sim.now
         if self._local is None and self._carries:
-            self._local = self._shared = self._carries[-1].theta
-            self._carries.clear()
+            self._local = self._carries[0].theta  # the boundary takes in what came since
         if self._local is not None:
             self._boundary()
         if self._local is not None:

@@ -37,9 +37,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``rtt_s`` is the round trip to others, in seconds: 0 while unknown. ``held`` lists the results held of
     ``attempt`` of the open round, ``snapshots`` the manifests held by round, ``parts_from`` the first round
     whose parts are still kept; ``fetching`` is the round of the snapshot that is being fetched, -1 if none
-    is; ``abstains``: it had nothing to give to that attempt. ``leased`` counts the
-    data blocks ever leased to this life, as far as it knows, ``wants`` how many more it could do with;
-    ``waiting``: it has none left to train on.
+    is, and ``eta_s`` in how many seconds it will be the peer's state, if that can be told; ``abstains``: it
+    had nothing to give to that attempt. ``leased`` counts the data blocks ever leased to this life, as far
+    as it knows, ``wants`` how many more it could do with; ``waiting``: it has none left to train on.
     """
 
     wire: int = WIRE
@@ -73,6 +73,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     snapshots: Annotated[dict[int, Digest], Meta(max_length=64)] = {}
     parts_from: int = 0
     fetching: int = -1
+    eta_s: Annotated[float, Meta(ge=0)] | None = None
     bytes_sent: int = 0
     bytes_received: int = 0
     activity: Reason = ""
