@@ -192,11 +192,13 @@ def test_the_size_of_a_vocabulary() -> None:
     assert bpe_vocab("gpt2") is None
 
 
-def test_recipes_allow_the_codecs_there_are() -> None:
+def test_recipes_allow_the_codecs_and_outer_optimizers_there_are() -> None:
     from potluck.codecs import CODECS
+    from potluck.optim.outer import KINDS
     from potluck.recipe import _CHOICES
 
     assert set(_CHOICES["rounds.codec"]) == set(CODECS)
+    assert set(_CHOICES["outer.kind"]) == set(KINDS)
 
 
 def test_a_learning_rate_cools_down_towards_an_end() -> None:
