@@ -6,6 +6,11 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("potluck", deadline=None)
+settings.load_profile("potluck")
 
 # A shell's `&` has SIGINT ignored, here and in every process that tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

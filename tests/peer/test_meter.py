@@ -65,7 +65,7 @@ def test_one_that_never_pauses_is_measured_anew_each_minute_and_takes_no_more_me
     assert meter.rate == pytest.approx(MB, rel=0.05)
 
 
-@given(st.lists(st.tuples(st.integers(1, 1 << 40), st.floats(0, 1e6), st.floats(0, 1e4)), max_size=20))
+@given(st.lists(st.tuples(st.integers(1, 1 << 40), st.floats(0, 1e6), st.floats(0, 1e4)), max_size=6))
 def test_whatever_is_under_way_when_the_rate_can_be_said(moved: list[tuple[int, float, float]]) -> None:
     meter, total = Meter(), 0
     for size, began, took in moved:
