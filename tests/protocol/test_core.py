@@ -27,7 +27,7 @@ from potluck.protocol.effects import (
 )
 from potluck.protocol.errand import RETRY_S
 from potluck.protocol.incoming import PUSH_S
-from potluck.protocol.steward import Rules
+from potluck.protocol.steward import LACKING, Rules
 from potluck.protocol.swarm import EXPIRY_S
 from potluck.protocol.turn import AGAIN_S, ANSWER_S, RANK_S
 from potluck.wire.messages import Answer, Progress, PushContribution, PushPartial
@@ -632,6 +632,25 @@ def test_each_further_peer_in_line_waits_longer() -> None:
         assert peer.poll(Append, rank * RANK_S - 0.01) == []
         [append] = peer.poll(Append, rank * RANK_S)
         assert isinstance(append.body, Open)
+
+
+@pytest.mark.parametrize(("first_has", "place"), [((0,), LACKING), ((0, 1), 1.0)])
+def test_who_lacks_a_result_hardly_counts_in_line_for_the_commit(
+    first_has: tuple[int, ...], place: float
+) -> None:
+    second = in_round(2, members=(1, 2, 3))
+    mine = result(0), result(1)
+    for info in mine:
+        second.core.result(1, 0, info, 0.0)
+    second.hear(
+        says(1, attempt=0, held=held(*(mine[part] for part in first_has))),
+        says(3, attempt=0, held=held(*mine)),
+    )
+    second.say()
+    assert second.poll(Append, 0.0) == []
+    assert second.poll(Append, place * RANK_S - 0.01) == []
+    [append] = second.poll(Append, place * RANK_S)
+    assert isinstance(append.body, Commit)
 
 
 def test_followers_are_in_line_and_joiners_are_not() -> None:

@@ -26,7 +26,7 @@ from potluck.protocol.exchange import Exchange
 from potluck.protocol.leases import count
 from potluck.protocol.leasing import Granted, lease_out
 from potluck.protocol.retention import Retention
-from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, subject
+from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, place_for, subject
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
@@ -485,10 +485,9 @@ class PeerCore:
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)
         key = subject(decision, self.view) if decision is not None else None
-        if not self._turn.comes(key, rank, now):
+        place = place_for(decision, self.view, self.swarm, self.me.peer, rank, now)
+        if not self._turn.comes(key, place, now) or decision is None or decision.body is None:
             return []
-        assert decision is not None
-        assert decision.body is not None
         return [Append(decision.body)]
 
     def _rank(self, now: float) -> int | None:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from potluck.errors import ProtocolError
 from potluck.protocol.plan import FLAT, Plan, assign, exchange_s, groups_for, plan, reassign
 from potluck.protocol.swarm import EXPIRY_S, Swarm
+from potluck.protocol.turn import LINE
 from potluck.protocol.view import KEEP_SNAPSHOTS, MAX_WEIGHT, OpenRound, RunView
 from potluck.wire.codec import MAX_MESSAGE_BYTES, encode
 from potluck.wire.messages import Progress
@@ -44,6 +45,9 @@ PATIENT_STATES = 2
 
 PATIENT_S = 600.0
 """The most that slow steps, and slow links, may each add to a round's grace period, in seconds."""
+
+LACKING = 0.2
+"""In line for a commit, who lacks results counts as much of a place: it may get them this moment."""
 
 LEGS = 2
 """What was measured is a link at its best, so the grace period has so many times what is to be moved."""
@@ -107,6 +111,22 @@ def subject(decision: Decision, view: RunView) -> object:
     if isinstance(body, Grant):
         return "Grant", view.leases.grants if view.leases is not None else 0
     return type(body).__name__, getattr(body, "round", 0), getattr(body, "attempt", 0)
+
+
+def place_for(
+    decision: Decision | None, view: RunView, swarm: Swarm, peer: str, rank: int | None, now: float
+) -> float | None:
+    """A peer's place in line for what is to be decided. A commit takes all results, so those before it who
+    said that they lack some hardly count: a thin link at the head of the line holds nobody up.
+    """
+    open_ = view.open
+    if decision is None or not isinstance(decision.body, Commit) or open_ is None or not rank or rank > LINE:
+        return rank
+    return sum(1.0 if _has_all(p, open_) else LACKING for p in swarm.before(peer, open_.members, now))
+
+
+def _has_all(progress: Progress, open_: OpenRound) -> bool:
+    return _sees(progress, open_) and len({held.part for held in progress.held}) == len(open_.reducers)
 
 
 def agree_on_snapshot(

@@ -152,6 +152,13 @@ class Swarm:
             self._line = line = now, alive, members, {peer: place for place, peer in enumerate(there)}
         return line[3].get(peer)
 
+    def before(self, peer: str, members: Sequence[Member], now: float) -> list[Progress]:
+        """What those last said who are before a peer in the line of stewards."""
+        place = self.place(peer, members, now)
+        if not place or self._line is None:
+            return []
+        return [self._heard[other].progress for other, at in self._line[3].items() if at < place]
+
     def _crowded(self, since: float, now: float) -> bool:
         """Whether so many are there that a line in order some time ago will do."""
         return len(self.alive(now)) > CROWD and 0 <= now - since < 1.0

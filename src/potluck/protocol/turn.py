@@ -38,7 +38,7 @@ class Turn:
         self._look_at = now + LOOK_S * (rank or 0)
         return True
 
-    def comes(self, key: object, rank: int | None, now: float) -> bool:
+    def comes(self, key: object, rank: float | None, now: float) -> bool:
         """Whether to append now what is to be decided (``key`` says what; None: nothing)."""
         if key != self._due[0] or key is None:
             self._due = (key, now)
