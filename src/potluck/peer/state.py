@@ -171,7 +171,7 @@ class PeerState:
         raw = pack(Tally(round_, attempt, part, mean.contributors, counts), mean.raw)
         _, info = describe(raw)
         self.plane.reduced_to(info)
-        self.store.put(raw)
+        self.store.put(raw, info.digest)
         return info, mean.refused
 
     def _given(
