@@ -31,6 +31,9 @@ TOGETHER_BYTES = 1 << 17
 RECORD_BYTES = 1 << 14
 """So many bytes at most have come in a TLS record that is not whole yet, and count as lacking."""
 
+CONGESTION = b"bbr"
+"""The congestion control that is asked for: others take each lost packet for a sign that the link is full."""
+
 _PIECE_BYTES = 1 << 18
 _FIRST_PIECE_BYTES = (1 << 14) - HEADER.size
 
@@ -157,6 +160,8 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(AttributeError, OSError):  # not on every system
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        with contextlib.suppress(AttributeError, OSError):  # not in every kernel, nor allowed in every one
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._workspace
