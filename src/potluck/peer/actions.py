@@ -51,7 +51,7 @@ from potluck.protocol.effects import (
 from potluck.wire.codec import digest
 from potluck.wire.messages import Answer, PushContribution, PushPartial, PushResult, Request
 from potluck.wire.messages import Fetch as FetchRequest
-from potluck.wire.records import Chain, Held, Member
+from potluck.wire.records import Chain, Held, Member, PartInfo
 from potluck.wire.result import describe
 
 T = TypeVar("T")
@@ -334,9 +334,13 @@ class Actions:
         # A process that was stopped comes to this when the part is another's by now. Both may get the same
         # bytes, and each would then keep the residual.
         ours = self.core.reduces(*where)
-        given = (effect.contributors, effect.partials)
-        outcome = await self._stored(self.state.reduce, *where, *given) if ours else None
-        info, refused = outcome if outcome is not None else (None, ())
+        info: PartInfo | None = None
+        refused: tuple[int, ...] = ()
+        if ours:
+            given = (effect.contributors, effect.partials)
+            info, raw, refused = await self.work(self.state.reduced, *where, *given)
+            if info is not None and not await self._put(info.digest, raw):
+                info, refused = None, ()
         self.core.reduced(*where, info, refused)
         self._changed()
 
