@@ -22,6 +22,7 @@ LAYERS = {
     "errors": -1,  # imported by everything
     "identity": 0,
     "recipe": 0,
+    "sparse": 0,
     "wire": 1,
     "protocol": 2,
     "net": 3,

@@ -16,6 +16,7 @@ from potluck.codecs import CODECS, Codec, codec, int4, topk
 from potluck.codecs.int8 import BLOCK
 from potluck.codecs.topk import CHUNK
 from potluck.errors import CorruptData, RecipeError
+from potluck.sparse import Sparse
 
 SIZES = [0, 1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7, 256 * BLOCK, 256 * BLOCK + 1, 300 * BLOCK + 5]
 SIZES += [63, 64, 65, 127, 128, 129, CHUNK - 1, CHUNK + 1, topk.ROWS * CHUNK + 65]
@@ -81,6 +82,11 @@ def check(coder: Codec, values: NDArray[np.float32]) -> None:
     assert (error <= largest_error(coder, values)).all()
     assert np.linalg.norm(error / LARGEST) <= np.linalg.norm(values.astype(np.float64) / LARGEST) * (1 + 1e-6)
     assert coder.decode(memoryview(raw), values.size).tobytes() == decoded.tobytes()
+    read = coder.read(raw, values.size)
+    assert (read.dense() if isinstance(read, Sparse) else read).tobytes() == decoded.tobytes()
+    left = values.copy()
+    assert coder.send(left) == raw
+    assert left.tobytes() == (values - decoded).tobytes()
     decoded += 1  # memory of its own: neither read-only nor anybody else's
     assert coder.encode(values) == raw
 

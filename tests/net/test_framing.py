@@ -76,6 +76,15 @@ def test_a_cut_at_each_byte_is_known_for_one() -> None:
         assert got + feed(decoder, raw[length:]) == [b"first", b"", b"second"]
 
 
+def test_what_a_large_message_lacks_is_known_once_it_is_being_taken() -> None:
+    decoder = Decoder()
+    assert decoder.lacking == 0
+    assert feed(decoder, frame(bytes(200_000))[:-50_000]) == []
+    assert decoder.lacking == 50_000
+    assert feed(decoder, bytes(50_000) + frame(b"small")) == [bytes(200_000), b"small"]
+    assert decoder.lacking == 0
+
+
 def test_every_other_kind_is_refused() -> None:
     for kind in set(range(256)) - {DATA, PING, CLOSE}:
         for length in (0, 1, MAX_PAYLOAD_BYTES):

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from potluck.errors import Refused, Unreachable, UsageError
 from potluck.identity import Identity
-from potluck.net import tls
+from potluck.net import tls, tls_stream
 from potluck.net.addresses import parse_address
 from potluck.net.tls import TlsTransport
-from tests.net.conformance import Acceptor, Conformance, World, soon
+from tests.net.conformance import Acceptor, Conformance, World, pair, soon
 from tests.net.tls_world import HERE, TlsWorld, ended, still_works
 
 
@@ -219,5 +219,27 @@ def test_addresses_are_published(world: TlsWorld) -> None:
         with pytest.raises(UsageError, match="can't listen on 192"):
             await Acceptor(nowhere).listen()
         await nowhere.close()
+
+    world.run(main())
+
+
+# The connection.
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_CONGESTION"), reason="this system has no choice of it")
+@pytest.mark.parametrize("wanted", ["reno", "there is none such"])
+def test_both_ends_ask_for_a_congestion_control_and_do_without(
+    world: TlsWorld, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    monkeypatch.setattr(tls_stream, "CONGESTION", wanted.encode())
+
+    async def main() -> None:
+        async with pair(world) as ends:
+            for end in ends:
+                connection = end._connection  # type: ignore[attr-defined]
+                name = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 32)
+                assert (name.rstrip(b"\0") == wanted.encode()) == (wanted == "reno")
+            await ends[0].send(b"hello")
+            assert await soon(ends[1].receive(10)) == b"hello"
 
     world.run(main())

@@ -16,7 +16,7 @@ import pytest
 from potluck.errors import ConnectionLost, ProtocolError, Unreachable
 from potluck.identity import Identity
 from potluck.net import tls, tls_stream
-from potluck.net.framing import DATA, HEADER, PING
+from potluck.net.framing import DATA, HEADER, PING, header
 from potluck.net.transport import SILENCE_S, Stream, Transport
 from tests.net.conformance import LIMIT, Acceptor, pair, soon
 from tests.net.tls_world import HERE, TlsWorld, connected, ended, still_works
@@ -200,6 +200,58 @@ def test_idle_and_blocked_streams_live_on(world: TlsWorld, monkeypatch: pytest.M
             assert await soon(receiving) == b"hello"
             assert len(await soon(blocked_far.receive(LIMIT))) == 1 << 25
             await sending
+
+    world.run(main())
+
+
+def test_a_large_message_wakes_nobody_for_a_few_bytes(world: TlsWorld) -> None:
+    async def main() -> None:
+        async with pair(world) as (near, far):
+            woken, wake = [], far.buffer_updated  # type: ignore[attr-defined]
+
+            def woke(count: int) -> None:
+                woken.append(count)
+                wake(count)
+
+            far.buffer_updated = woke  # type: ignore[attr-defined]
+            receiving = asyncio.create_task(far.receive(LIMIT))
+            near._write(header(DATA, 1 << 20))  # type: ignore[attr-defined]
+            begun = len(woken)
+            while not woken:
+                await asyncio.wait([receiving], timeout=0.01)
+            pieces = range(0, 1 << 20, 1 << 10)
+            for _ in pieces:
+                near._write(bytes(1 << 10))  # type: ignore[attr-defined]
+                await asyncio.wait([receiving], timeout=0)
+            assert await soon(receiving) == bytes(1 << 20)
+            # For so many bytes each time, and for each piece at the end, where a record may be cut.
+            most = (1 << 20) // tls_stream.TOGETHER_BYTES + 2 * tls_stream.RECORD_BYTES // (1 << 10)
+            assert len(woken) - begun <= most < len(pieces)
+            await near.send(b"and the next at once")
+            assert await soon(far.receive(LIMIT)) == b"and the next at once"
+
+    world.run(main())
+
+
+def test_a_large_message_that_trickles_in_is_no_silence(
+    world: TlsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_stream, "BEAT_S", 0.05)
+    monkeypatch.setattr(tls_stream, "SILENCE_S", 0.4)
+
+    async def main() -> None:
+        async with pair(world) as (near, far):
+            receiving = asyncio.create_task(far.receive(LIMIT))
+            near._within_frame = True  # type: ignore[attr-defined]  # so it sends no heartbeats
+            near._write(header(DATA, 1 << 20))  # type: ignore[attr-defined]
+            for _ in range(15):
+                near._write(bytes(1000))  # type: ignore[attr-defined]
+                done, _ = await asyncio.wait([receiving], timeout=0.1)
+                assert not done
+
+            near._within_frame = False  # type: ignore[attr-defined]
+            near._write(bytes((1 << 20) - 15_000))  # type: ignore[attr-defined]
+            assert await soon(receiving) == bytes(1 << 20)
 
     world.run(main())
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from potluck.errors import CorruptData, ProtocolError
 from potluck.reduce import mean as mean_module
 from potluck.reduce.mean import weighted_mean
+from potluck.sparse import Sparse
 
 finite = st.floats(-(2.0**100), 2.0**100, width=32)
 contributions = st.integers(1, 6).flatmap(
@@ -51,6 +52,35 @@ def test_one_contribution_is_its_own_mean_and_stays_untouched() -> None:
         found = weighted_mean([x], [weight])
         assert found.tobytes() == x.tobytes()
         assert found is not x
+
+
+def few(values: NDArray[np.float32]) -> Sparse:
+    """What is not zero of some values."""
+    places = np.flatnonzero(values)
+    return Sparse(values.size, places, values[places])
+
+
+def test_sparse_contributions_have_the_same_mean_in_every_bit() -> None:
+    rng, weights = np.random.default_rng(3), [3.0, 1e-40, 2.0]
+    rows = [rng.standard_normal(500, dtype=np.float32) * (rng.random(500) < 0.1) for _ in weights]
+    rows[1][:5] = rows[0][:5] = -1e-30  # whose shares are zeros with a sign
+    rows[2][:5] = 0
+    whole = weighted_mean(rows, weights)
+    assert np.count_nonzero(whole) > 50
+    assert weighted_mean([few(row) for row in rows], weights).tobytes() == whole.tobytes()
+    assert weighted_mean([rows[0], few(rows[1]), rows[2]], weights).tobytes() == whole.tobytes()
+
+
+def test_bad_sparse_contributions_are_named() -> None:
+    good, other = few(np.ones(3, np.float32)), few(np.ones(4, np.float32))
+    with pytest.raises(ProtocolError, match="contribution 1 is float32 of shape"):
+        weighted_mean([good, other], [1.0, 1.0])
+    odd = Sparse(3, good.places, np.array([1, np.nan, 1], np.float32))
+    with pytest.raises(CorruptData, match="contribution 1 holds NaN"):
+        weighted_mean([good, odd], [1.0, 1.0])
+    huge = Sparse(3, good.places, np.full(3, np.finfo(np.float32).max))
+    with pytest.raises(CorruptData, match="does not fit fp32"):
+        weighted_mean([huge] * 10, [1.0] * 10)
 
 
 @pytest.mark.parametrize("slice_", [1, 7, 100, 5000])

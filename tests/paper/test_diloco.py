@@ -21,6 +21,7 @@ from potluck.optim.outer import SLICE, OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.recipe import Outer
 from potluck.reduce.mean import weighted_mean
+from potluck.sparse import Sparse
 from tests.processors import DISABLED, printed
 
 NESTEROV = Outer("nesterov", 0.7, 0.9)
@@ -42,6 +43,22 @@ def reference(
         new_momentum.append(v)
         new_theta.append(theta[i] - 0.7 * (delta + 0.9 * v))
     return new_theta, new_momentum
+
+
+@pytest.mark.parametrize("kind", ["average", "plain", "nesterov"])
+def test_a_sparse_outer_gradient_gives_the_same_state_in_every_bit(kind: str) -> None:
+    theta, momentum, delta = members(300, 3, seed=4)
+    theta[:4], momentum[:4] = -0.0, -0.0
+    delta[np.arange(300) % 8 > 0] = 0
+    dense, sparse = (theta.copy(), momentum.copy()), (theta.copy(), momentum.copy())
+    places = np.flatnonzero(delta)
+    for _ in range(3):
+        OuterOptimizer(Outer(kind, 0.7, 0.9)).step(*dense, delta)
+        OuterOptimizer(Outer(kind, 0.7, 0.9)).step(*sparse, Sparse(300, places, delta[places]))
+    assert [v.tobytes() for v in sparse] == [v.tobytes() for v in dense]
+    assert not np.array_equal(dense[0], theta)
+    with pytest.raises(ModelMismatch):
+        OuterOptimizer(Outer(kind)).step(*sparse, Sparse(299, places, delta[places]))
 
 
 def test_ten_rounds_of_algorithm_1() -> None:
@@ -128,6 +145,7 @@ from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.recipe import Outer
 from potluck.reduce.mean import weighted_mean
+from potluck.sparse import Sparse
 state = np.arange(5000, dtype=np.uint32)
 theta, momentum = np.zeros(5000, np.float32), np.zeros(5000, np.float32)
 int8, optimizer = codec("int8"), OuterOptimizer(Outer("nesterov", 0.7, 0.9))

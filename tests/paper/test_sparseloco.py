@@ -77,7 +77,7 @@ def test_ten_rounds_of_error_feedback() -> None:
         delta = pseudo_gradients(n, seed=round_)
         total = feedback.add(delta)
         sent = TOPK.decode(TOPK.encode(total), n)
-        feedback.settle(total, sent)
+        feedback.settle(total - sent)
         meant = [BETA * e + float(d) for e, d in zip(exact, delta, strict=True)]
         sent_exactly = sparse(meant)
         exact = [m - s for m, s in zip(meant, sent_exactly, strict=True)]

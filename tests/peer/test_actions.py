@@ -310,10 +310,10 @@ class SlowStore(MemoryStore):
         super().__init__()
         self.asked, self.go_on = threading.Event(), threading.Event()
 
-    def put(self, raw: bytes | memoryview) -> str:
+    def put(self, raw: bytes | memoryview, name: str = "") -> str:
         self.asked.set()
         assert self.go_on.wait(30)
-        return super().put(raw)
+        return super().put(raw, name)
 
 
 @peer(4)

@@ -170,7 +170,7 @@ def test_a_reduction_that_the_disk_refused_can_be_repeated(
     gather(pair)
     put = pair[0].store.put
 
-    def full(raw: bytes | memoryview) -> str:
+    def full(raw: bytes | memoryview, name: str) -> str:
         raise StoreError("the disk is full")
 
     monkeypatch.setattr(pair[0].store, "put", full)

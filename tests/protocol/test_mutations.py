@@ -152,16 +152,16 @@ def member_residual_forgotten(patch: Patch) -> None:
 
 def reducer_residual_forgotten(patch: Patch) -> None:
     """What encoding took from a result is not in the next one."""
-    patch.setattr(ErrorFeedback, "settle", lambda self, total, sent: None)
+    patch.setattr(ErrorFeedback, "settle", lambda self, lost: None)
 
 
 def residual_not_handed_on(patch: Patch) -> None:
     """A part goes to another reducer, and the old one drops what it owed."""
 
-    def settle(self: DataPlane, info: Any, decoded: Any, index: int | None, bounds: slice) -> None:
+    def settle(self: DataPlane, info: Any, index: int | None, bounds: slice) -> None:
         ours = self._results.get((info.part, info.digest))
         if ours is not None:
-            self._down[info.part].settle(ours, decoded)
+            self._down[info.part].settle(ours)
         else:
             self._down.pop(info.part, None)
 

@@ -51,6 +51,13 @@ def test_what_is_put_is_got(store: Store, raw: bytes) -> None:
     assert the_file(store).relative_to(store.directory) == Path(digest[:2]) / digest
 
 
+def test_a_digest_that_is_known_is_not_computed_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potluck.store.store.digest_of", lambda raw: pytest.fail("computed"))
+    assert store.put(CONTENT, DIGEST) == DIGEST
+    monkeypatch.undo()
+    assert store.get(DIGEST) == CONTENT
+
+
 def test_what_was_never_put(store: Store) -> None:
     assert store.get(DIGEST) is None
     assert not store.has(DIGEST)

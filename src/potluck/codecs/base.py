@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potluck.errors import CorruptData
+from potluck.sparse import Sparse
 
 DIVERGED = (
     "values to send hold NaN or infinity, so nothing was sent: training on this machine has diverged; "
@@ -43,6 +44,16 @@ class Codec(ABC):
         Raises:
             CorruptData: a size that is not in ``sizes(n)``, or bytes that no encoder writes.
         """
+
+    def read(self, raw: bytes | memoryview, n: int) -> NDArray[np.float32] | Sparse:
+        """As ``decode``, in the form that is least work; to be read only, it may lie in ``raw``."""
+        return self.decode(raw, n)
+
+    def send(self, values: NDArray[np.float32]) -> bytes:
+        """As ``encode``; in ``values`` [n] is then what was lost, ``values`` - ``decode``."""
+        raw = self.encode(values)
+        np.subtract(values, self.decode(raw, values.size), out=values)
+        return raw
 
 
 def exactly(size: int) -> range:

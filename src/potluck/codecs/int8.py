@@ -38,6 +38,13 @@ class Int8(Codec):
         return exactly(4 * _blocks(n) + n)
 
     def encode(self, values: NDArray[np.float32]) -> bytes:
+        return self._encoded(values, leave=False)
+
+    def send(self, values: NDArray[np.float32]) -> bytes:
+        return self._encoded(values, leave=True)
+
+    def _encoded(self, values: NDArray[np.float32], leave: bool) -> bytes:
+        """Bytes of ``values``; with ``leave`` what they lose is in there afterwards."""
         n = values.size
         raw = np.empty(self.sizes(n)[0], np.uint8)
         scales = raw[: 4 * _blocks(n)].view("<f4")
@@ -51,9 +58,11 @@ class Int8(Codec):
                 values[start:stop].reshape(rows, BLOCK),
                 levels[start:stop].reshape(rows, BLOCK),
                 scratch[:rows],
+                leave,
             )
         if whole < n:
-            scales[-1:] = _quantise(values[None, whole:], levels[None, whole:], scratch[:1, : n - whole])
+            last = scratch[:1, : n - whole]
+            scales[-1:] = _quantise(values[None, whole:], levels[None, whole:], last, leave)
         return raw.tobytes()
 
     def decode(self, raw: bytes | memoryview, n: int) -> NDArray[np.float32]:
@@ -78,9 +87,11 @@ def _blocks(n: int) -> int:
 
 
 def _quantise(
-    values: NDArray[np.float32], levels: NDArray[np.int8], scratch: NDArray[np.float32]
+    values: NDArray[np.float32], levels: NDArray[np.int8], scratch: NDArray[np.float32], leave: bool
 ) -> NDArray[np.float32]:
-    """Fill ``levels`` [rows, block] from ``values``; returns the scales [rows]."""
+    """Fill ``levels`` [rows, block] from ``values``; returns the scales [rows]. With ``leave`` what these
+    lose is in ``values`` afterwards.
+    """
     np.abs(values, out=scratch)
     scales: NDArray[np.float32] = scratch.max(axis=1) / LEVELS
     if not np.isfinite(scales).all():
@@ -91,4 +102,7 @@ def _quantise(
     np.divide(values, np.where(bits == 0, np.float32(np.inf), scales)[:, None], out=scratch)
     np.rint(scratch, out=scratch)
     np.copyto(levels, scratch, casting="unsafe")
+    if leave:
+        np.multiply(levels, scales[:, None], out=scratch)
+        np.subtract(values, scratch, out=values)
     return scales

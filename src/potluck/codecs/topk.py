@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from potluck.codecs.base import DIVERGED, Codec, check_size
 from potluck.codecs.bf16 import INFINITE, narrowed, widened
 from potluck.errors import CorruptData
+from potluck.sparse import Sparse
 
 CHUNK = 4096
 """Values of which the largest are sought together."""
@@ -73,35 +74,22 @@ class TopK(Codec):
         return range(fixed + _bytes(kept), fixed + _bytes(kept + zeros) + 1)
 
     def encode(self, values: NDArray[np.float32]) -> bytes:
-        levels, symbols, quotients = [], [], []
-        for group in _groups(values.size):
-            rows = values[group.start :][: group.rows * group.length].reshape(group.rows, group.length)
-            places = _largest(rows, group.kept)
-            kept = rows.reshape(-1)[places + np.arange(0, rows.size, group.length)[:, None]]
-            gaps = np.diff(places, axis=1, prepend=-1) - 1
-            upper, pair = _halved(np.abs(kept))
-            levels.append(pair)
-            codes = (np.signbit(kept) * 2 + upper) << RICE | gaps & ((1 << RICE) - 1)
-            symbols.append(codes.astype(np.uint8).reshape(-1))
-            quotients.append((gaps >> RICE).reshape(-1))
-        if not levels:
-            return b""
-        return b"".join(
-            (
-                np.concatenate(levels).astype("<u2", copy=False).tobytes(),
-                _packed(np.concatenate(symbols)),
-                _unary(np.concatenate(quotients)),
-            )
-        )
+        return _encoded(values, leave=False)
+
+    def send(self, values: NDArray[np.float32]) -> bytes:
+        return _encoded(values, leave=True)
 
     def decode(self, raw: bytes | memoryview, n: int) -> NDArray[np.float32]:
+        return self.read(raw, n).dense()
+
+    def read(self, raw: bytes | memoryview, n: int) -> Sparse:
         check_size(self, raw, n)
         groups = _groups(n)
         chunks = sum(group.rows for group in groups)
         count = sum(group.rows * group.kept for group in groups)
-        values = np.zeros(n, np.float32)
+        found = Sparse(n, np.empty(count, np.int64), np.empty(count, np.float32))
         if not count:
-            return values
+            return found
         pairs = np.frombuffer(raw, "<u2", 2 * chunks).reshape(chunks, 2)
         _check_levels(pairs)
         symbols = _unpacked(memoryview(raw)[4 * chunks :][: _bytes(_BITS * count)], count)
@@ -110,13 +98,47 @@ class TopK(Codec):
         codes = symbols >> np.uint8(RICE)
         for group in groups:
             size = group.rows * group.kept
-            places = np.cumsum(gaps[:size].reshape(group.rows, group.kept) + 1, axis=1) - 1
-            if places[:, -1].max() >= group.length:
+            places = found.places[-gaps.size :][:size].reshape(group.rows, group.kept)
+            np.cumsum(gaps[:size].reshape(places.shape) + 1, axis=1, out=places)
+            if places[:, -1].max() > group.length:
                 raise CorruptData("a place in topk is beyond its chunk's end, which no encoder sends")
-            places += np.arange(group.start, group.start + group.rows * group.length, group.length)[:, None]
-            values[places] = _signed(codes[:size].reshape(group.rows, group.kept), pairs[: group.rows])
+            places += _begins(group)[:, None] - 1
+            values = found.values[-gaps.size :][:size].reshape(places.shape)
+            values[:] = _signed(codes[:size].reshape(places.shape), pairs[: group.rows])
             gaps, codes, pairs = gaps[size:], codes[size:], pairs[group.rows :]
-        return values
+        return found
+
+
+def _encoded(values: NDArray[np.float32], leave: bool) -> bytes:
+    """Bytes of ``values``; with ``leave`` what they lose is in there afterwards."""
+    levels, symbols, quotients = [], [], []
+    for group in _groups(values.size):
+        rows = values[group.start :][: group.rows * group.length].reshape(group.rows, group.length)
+        places = _largest(rows, group.kept)
+        among = places + np.arange(0, rows.size, group.length)[:, None]
+        kept = rows.reshape(-1)[among]
+        gaps = np.diff(places, axis=1, prepend=-1) - 1
+        upper, pair = _halved(np.abs(kept))
+        codes = (np.signbit(kept) * 2 + upper).astype(np.uint8)
+        if leave:
+            rows.reshape(-1)[among] = kept - _signed(codes, pair)
+        levels.append(pair)
+        symbols.append((codes << RICE | gaps & ((1 << RICE) - 1)).astype(np.uint8).reshape(-1))
+        quotients.append((gaps >> RICE).reshape(-1))
+    if not levels:
+        return b""
+    return b"".join(
+        (
+            np.concatenate(levels).astype("<u2", copy=False).tobytes(),
+            _packed(np.concatenate(symbols)),
+            _unary(np.concatenate(quotients)),
+        )
+    )
+
+
+def _begins(group: Group) -> NDArray[np.int64]:
+    """Where its chunks begin [rows]."""
+    return group.start + np.arange(0, group.rows * group.length, group.length)
 
 
 def _groups(n: int) -> list[Group]:
@@ -138,8 +160,10 @@ def _largest(rows: NDArray[np.float32], kept: int) -> NDArray[np.int64]:
     """
     length = rows.shape[1]
     places = np.empty((len(rows), kept), np.int64)
+    scratch = np.empty((min(ROWS, len(rows)), length), np.uint32)
     for start in range(0, len(rows), ROWS):
-        magnitudes = rows[start : start + ROWS].view(np.uint32) & _MAGNITUDE
+        bits = rows[start : start + ROWS].view(np.uint32)
+        magnitudes = np.bitwise_and(bits, _MAGNITUDE, out=scratch[: len(bits)])
         found = np.flatnonzero(_candidates(magnitudes, kept))
         row, place = np.divmod(found, length)
         keys = magnitudes.reshape(-1)[found].astype(np.uint64)
@@ -156,12 +180,13 @@ def _candidates(magnitudes: NDArray[np.uint32], kept: int) -> NDArray[np.bool_]:
     """Which values of each row may be among its ``kept`` largest: these and few others, [rows, length].
 
     Of the maxima of twice as many strips so many are not below their median, which cuts off the rest. If that
-    is 0, of the zeros only the first can be needed.
+    is 0, of the zeros only the first can be needed. (Strip s is each value whose place is s modulo the number
+    of strips: so whole rows of values are compared at once.)
     """
     strips = 2 * kept
     if magnitudes.shape[1] % strips:
         return np.ones(magnitudes.shape, np.bool_)
-    most = magnitudes.reshape(len(magnitudes), strips, -1).max(axis=2)
+    most = magnitudes.reshape(len(magnitudes), -1, strips).max(axis=1)
     floors = np.partition(most, strips - kept, axis=1)[:, -kept, None]
     found: NDArray[np.bool_] = magnitudes >= np.maximum(floors, 1)
     found[:, :kept] |= floors == 0
@@ -184,21 +209,27 @@ def _halved(magnitudes: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray
 
     Parted at the mean, and again between the means that come of that (two steps of Lloyd's algorithm).
     """
-    exact = magnitudes.astype(np.float64)
-    middle = _sums(exact) / exact.shape[1]
+    exact = np.ascontiguousarray(magnitudes.T, np.float64)
+    middle = _sums(exact) / len(exact)
     for _ in range(2):
-        upper = exact >= middle[:, None]
-        means = [_sums(exact * half) / np.maximum(_sums(half), 1) for half in (~upper, upper)]
+        upper = exact >= middle
+        means = [
+            _sums(exact * half) / np.maximum(np.count_nonzero(half, axis=0), 1) for half in (~upper, upper)
+        ]
         middle = (means[0] + means[1]) / 2
     pair = narrowed(np.stack(means, axis=1).astype(np.float32))
     pair[pair < _LEAST] = 0
-    return upper, pair
+    return upper.T, pair
 
 
-def _sums(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Of each row, from its first value to its last: ``sum`` adds in an order that depends on the machine."""
-    sums: NDArray[np.float64] = np.cumsum(values, axis=1, dtype=np.float64)[:, -1]
-    return sums
+def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each column, from its first value to its last: ``sum`` adds in an order that depends on the
+    machine.
+    """
+    total: NDArray[np.float64] = values[0].copy()
+    for row in values[1:]:
+        total += row
+    return total
 
 
 def _packed(symbols: NDArray[np.uint8]) -> bytes:

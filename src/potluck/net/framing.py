@@ -54,6 +54,11 @@ class Decoder:
         """Whether the bytes so far end within a frame."""
         return self._length is not None or self._start < self._end
 
+    @property
+    def lacking(self) -> int:
+        """How many bytes of a message that is being taken are still to come."""
+        return len(self._body) - self._have if self._body is not None else 0
+
     def space(self) -> memoryview:
         """Where the next bytes go; empty when a message has to be taken first, or after a close."""
         if self.closed:

@@ -25,6 +25,15 @@ WORKSPACE_BYTES = 1 << 18
 UNSENT_BYTES = 1 << 18
 """So much waits in the system to be sent, besides what is under way: a send that is done is nearly sent."""
 
+TOGETHER_BYTES = 1 << 17
+"""Within a large message we are woken for so many bytes: for each packet, it took most of the time."""
+
+RECORD_BYTES = 1 << 14
+"""So many bytes at most have come in a TLS record that is not whole yet, and count as lacking."""
+
+CONGESTION = b"bbr"
+"""The congestion control that is asked for: others take each lost packet for a sign that the link is full."""
+
 _PIECE_BYTES = 1 << 18
 _FIRST_PIECE_BYTES = (1 << 14) - HEADER.size
 
@@ -55,6 +64,7 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         self._secured = False
         self._paused = False
         self._within_frame = False
+        self._together = 1
         self._turn = asyncio.Lock()
         self._arrived, self._writable, self._gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._writable.set()
@@ -146,10 +156,12 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         # asyncio sets it where it dials, but not where it accepts.
-        connection = transport.get_extra_info("socket")
+        self._connection = connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(AttributeError, OSError):  # not on every system
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        with contextlib.suppress(AttributeError, OSError):  # not in every kernel, nor allowed in every one
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._workspace
@@ -242,11 +254,19 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
             self.abort(ProtocolError(f"{self._who}: {error}"))
         if self._decoder.closed:
             self.abort(ConnectionLost(f"{self._who} closed the stream"))
+        self._wait_for(max(1, min(self._decoder.lacking - RECORD_BYTES, TOGETHER_BYTES)))
         # Both do nothing when it is so already, or when the connection is gone.
         if self._paused:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def _wait_for(self, count: int) -> None:
+        """Be woken when so many bytes are there."""
+        if count != self._together:
+            self._together = count
+            with contextlib.suppress(AttributeError, OSError):  # not on every system
+                self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _verdict(self, error: ssl.SSLError) -> PotluckError:
         if self._dialed and not self.bytes_received:
@@ -272,6 +292,8 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         now = self._loop.time()
         if self._paused:
             self._heard_at = now
+        elif now >= self._heard_at + BEAT_S:
+            self._wait_for(1)  # what a slow link has brought says that the other side lives
         if now >= self._heard_at + SILENCE_S:
             self.abort(ConnectionLost(f"{self._who} has been silent for {SILENCE_S:.0f} s"))
             return

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from potluck.errors import ModelMismatch, RecipeError, UsageError
 from potluck.recipe import Outer
+from potluck.sparse import Sparse
 
 SLICE = 1 << 18
 """Values handled at a time: all that a step touches stays in the processor's cache, and temporary memory is
@@ -42,6 +43,7 @@ class OuterOptimizer:
             raise RecipeError(f"outer learning rate {outer.lr} must be a positive number; 0.7 is usual")
         if not 0 <= self._momentum < 1:
             raise RecipeError(f"outer momentum {outer.momentum} must be at least 0 and below 1; 0.9 is usual")
+        self._decays = outer.kind == "nesterov"
         self._step = {
             "average": _average,
             "plain": self._plain,
@@ -49,17 +51,26 @@ class OuterOptimizer:
         }[outer.kind]
 
     def step(
-        self, theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32]
+        self, theta: NDArray[np.float32], momentum: NDArray[np.float32], delta: NDArray[np.float32] | Sparse
     ) -> None:
         """One outer step, in place: ``theta`` and ``momentum`` change, ``delta`` does not; all are [n].
 
-        Values that overflow become infinite, alike on every machine.
+        Values that overflow become infinite, alike on every machine. Without momentum a sparse ``delta``
+        costs as much as it has values, for the same bits: to take a zero away changes nothing.
 
         Raises:
             ModelMismatch: the three differ in shape, or are not fp32 vectors.
             UsageError: this thread flushes subnormal numbers to zero, and so would drift from the others.
         """
         _refuse_flushing()
+        if isinstance(delta, Sparse):
+            if self._decays or delta.size != theta.size:
+                self.step(theta, momentum, delta.dense())
+                return
+            some = theta[delta.places]
+            self.step(some, momentum[: some.size], delta.values)
+            theta[delta.places] = some
+            return
         for values in (theta, momentum, delta):
             if values.shape != (theta.size,) or values.dtype != np.float32:
                 raise ModelMismatch(

@@ -51,7 +51,7 @@ from potluck.protocol.effects import (
 from potluck.wire.codec import digest
 from potluck.wire.messages import Answer, PushContribution, PushPartial, PushResult, Request
 from potluck.wire.messages import Fetch as FetchRequest
-from potluck.wire.records import Chain, Held, Member
+from potluck.wire.records import Chain, Held, Member, PartInfo
 from potluck.wire.result import describe
 
 T = TypeVar("T")
@@ -238,7 +238,7 @@ class Actions:
 
     async def _send_result(self, effect: SendResult) -> None:
         where = (effect.round, effect.attempt, effect.part)
-        raw = await self.work(self.state.store.get, effect.digest)
+        raw = await self._beside(self.state.store.get, effect.digest)
         if raw is None:
             answer = Answer(False, "the result is not here any more", retry=True)
         else:
@@ -266,7 +266,11 @@ class Actions:
         if await self._beside(digest, body) != name:
             self._note(f"content {name[:12]} came damaged: fetching it elsewhere")
             return False
-        return await self._ailing(self._beside(self.state.store.put, body)) is not None
+        return await self._put(name, body)
+
+    async def _put(self, name: str, body: bytes) -> bool:
+        """Store content with this digest, if the disk takes it."""
+        return await self._ailing(self._beside(self.state.store.put, body, name)) is not None
 
     async def _stored(self, function: Callable[..., T], *args: Any) -> T | None:
         """Something that writes to the disk; None if that refuses, after a pause."""
@@ -302,12 +306,12 @@ class Actions:
     async def take_result(self, push: PushResult, body: bytes) -> Answer:
         """A result is here."""
         try:
-            tally, info = await self.work(describe, body)
+            tally, info = await self._beside(describe, body)
         except CorruptData as error:
             return Answer(False, str(error)[:500])
         if (tally.round, tally.attempt, info.held) != (push.round, push.attempt, push.held):
             return Answer(False, "the result is not what it was said to be")
-        if not await self.keep(info.digest, body):
+        if not await self._put(info.digest, body):
             return Answer(False, "it could not be kept", retry=True)
         self.core.result(push.round, push.attempt, info, self._now())
         self._changed()
@@ -330,9 +334,13 @@ class Actions:
         # A process that was stopped comes to this when the part is another's by now. Both may get the same
         # bytes, and each would then keep the residual.
         ours = self.core.reduces(*where)
-        given = (effect.contributors, effect.partials)
-        outcome = await self._stored(self.state.reduce, *where, *given) if ours else None
-        info, refused = outcome if outcome is not None else (None, ())
+        info: PartInfo | None = None
+        refused: tuple[int, ...] = ()
+        if ours:
+            given = (effect.contributors, effect.partials)
+            info, raw, refused = await self.work(self.state.reduced, *where, *given)
+            if info is not None and not await self._put(info.digest, raw):
+                info, refused = None, ()
         self.core.reduced(*where, info, refused)
         self._changed()
 

@@ -7,7 +7,7 @@ its next contribution, a reducer's comes down with the part's next result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ from potluck.errors import CorruptData
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.peer.spare import Spare
-from potluck.reduce.mean import weighted_mean
+from potluck.reduce.mean import Values, weighted_mean
+from potluck.sparse import Sparse
 from potluck.wire.records import Commit, PartInfo
 
 Vector = NDArray[np.float32]
@@ -32,6 +33,10 @@ ABSURD = 1e12
 MAX_SHARE = 32.0
 """A residual that goes up with our share is divided by that share, by no less than one in so many: the next
 share may be far larger, and must not make much of what is only an error of rounding."""
+
+
+SLICE = 1 << 17
+"""Values that are cut at a time, so that they stay in the processor's cache meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,9 @@ class Mean(NamedTuple):
 
 @dataclass
 class _Cut:
-    """A contribution in flight: where the model stood, what was meant, what is sent of it by part."""
+    """A contribution in flight: where the model stood, what was meant (once it is encoded: what that lost),
+    and what is sent, by part.
+    """
 
     key: tuple[int, int]
     local: Vector
@@ -133,7 +140,7 @@ class DataPlane:
         from the shared state, and a residual that it held is gone with it.
         """
         self._cut, total = None, self._total
-        for bounds in self._bounds:
+        for bounds in _pieces(self._bounds):
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
                 if not self._keeps:
@@ -153,7 +160,7 @@ class DataPlane:
         if cut is None or cut.key != (round_, attempt):
             return None
         if part not in cut.encoded:
-            cut.encoded[part] = self.codec.encode(cut.total[self._bounds[part]])
+            cut.encoded[part] = self.codec.send(cut.total[self._bounds[part]])
         return cut.encoded[part]
 
     def combine(self, part: int, given: Sequence[Given]) -> Mean:
@@ -173,9 +180,10 @@ class DataPlane:
         if not kept:
             return Mean(b"", (), refused)
         feedback = self._down.setdefault(part, self._feedback(self._size(part)))
-        total = feedback.add(weighted_mean(values, [one.weight for one in kept]))
-        raw = self.codec.encode(total)
-        self._reduced[part] = total
+        mean = weighted_mean(values, [one.weight for one in kept])
+        lost = feedback.add(mean, out=mean)
+        raw = self.codec.send(lost)
+        self._reduced[part] = lost
         return Mean(raw, _all(kept), refused)
 
     def reduced_to(self, info: PartInfo) -> None:
@@ -184,7 +192,7 @@ class DataPlane:
 
     def _sorted_out(
         self, part: int, given: Sequence[Given]
-    ) -> tuple[list[Vector], list[Given], tuple[int, ...]]:
+    ) -> tuple[list[Values], list[Given], tuple[int, ...]]:
         """Decoded values, what they are of, and the members whose can't be decoded or are absurd."""
         values, kept, refused = [], [], []
         for one in given:
@@ -205,20 +213,17 @@ class DataPlane:
         """
         assert commit.round == self.round + 1, "commits are applied in order"
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
-        origin, any_included = cut.local if cut is not None else self._copy(), False
+        inside = [info.part for info in commit.parts if index in dict(info.contributors)] if cut else []
+        if cut is not None:
+            self._settle_up(cut, inside)
+        origin = cut.local if cut is not None else self._copy()
         for info, bounds in zip(commit.parts, self._bounds, strict=True):
-            included = cut is not None and index in dict(info.contributors)
+            included = info.part in inside
             held = self._up.residual[bounds].copy() if self._keeps and not included else None
-            if cut is not None and included:
-                any_included = True
-                raw = self.contribution(*cut.key, info.part)
-                assert raw is not None
-                sent = self.codec.decode(raw, self._size(info.part))
-                np.subtract(cut.total[bounds], sent, out=self._up.residual[bounds])
-            else:
+            if not included:
                 origin[bounds] = self.theta[bounds]
             decoded = self._decoded_result(raws[info.part], info.part)
-            self._settle_down(info, decoded, index, bounds)
+            self._settle_down(info, index, bounds)
             if self._keeps:
                 origin[bounds] += self._kept(bounds, held)
             self._outer.step(self.theta[bounds], self.momentum[bounds], decoded)
@@ -226,7 +231,7 @@ class DataPlane:
         self._cut = None
         self._results.clear()
         self._reduced.clear()
-        return Carry(self._copy(), origin, any_included)
+        return Carry(self._copy(), origin, bool(inside))
 
     def _kept(self, bounds: slice, held: Vector | None) -> Vector:
         """What the model is to hold of the residual, less what it holds already."""
@@ -239,11 +244,21 @@ class DataPlane:
         np.copyto(copy, self.theta)
         return copy
 
-    def _settle_down(self, info: PartInfo, decoded: Vector, index: int | None, bounds: slice) -> None:
+    def _settle_up(self, cut: _Cut, parts: Sequence[int]) -> None:
+        """Our contribution counted in these parts: keep what it lost."""
+        for part in parts:
+            self.contribution(*cut.key, part)  # what was not asked for is encoded here, to see what it loses
+        if len(parts) == len(self._bounds):
+            self._up.residual, self._total = cut.total, self._up.residual
+            return
+        for bounds in (self._bounds[part] for part in parts):
+            np.copyto(self._up.residual[bounds], cut.total[bounds])
+
+    def _settle_down(self, info: PartInfo, index: int | None, bounds: slice) -> None:
         """Our result counted: keep what it lost. Another's did: our old residual goes up with our share."""
         ours = self._results.get((info.part, info.digest))
         if ours is not None:
-            self._down[info.part].settle(ours, decoded)
+            self._down[info.part].settle(ours)
             return
         weight = dict(info.contributors).get(index) if index is not None else None
         if weight is not None and info.part in self._down:
@@ -266,17 +281,18 @@ class DataPlane:
         self._cut = None
         return Carry(theta.copy(), None)
 
-    def _decoded(self, raw: bytes | memoryview, n: int, codec: Codec) -> Vector | None:
+    def _decoded(self, raw: bytes | memoryview, n: int, codec: Codec) -> Values | None:
         """Some values, or None if they can't be decoded or are absurd."""
         try:
-            value = codec.decode(raw, n)
+            value = codec.read(raw, n)
         except CorruptData:
             return None
-        return value if _sound(value) else None
+        return value if _sound(value.values if isinstance(value, Sparse) else value) else None
 
-    def _decoded_result(self, raw: bytes | memoryview, part: int) -> Vector:
+    def _decoded_result(self, raw: bytes | memoryview, part: int) -> Values:
         value = self._decoded(raw, self._size(part), self.codec)
-        return value if value is not None else np.zeros(self._size(part), np.float32)
+        nothing = Sparse(self._size(part), np.empty(0, np.int64), np.empty(0, np.float32))
+        return nothing if value is None else value
 
     def _feedback(self, n: int) -> ErrorFeedback:
         return ErrorFeedback(n, self.codec.decay)
@@ -291,6 +307,10 @@ def _all(given: Sequence[Given]) -> tuple[tuple[int, float], ...]:
 
 
 def _sound(values: Vector) -> bool:
+    return all(_moderate(values[some]) for some in _pieces([slice(0, values.size)]))
+
+
+def _moderate(values: Vector) -> bool:
     low, high = (
         values.min(initial=0),
         values.max(initial=0),
@@ -301,6 +321,13 @@ def _sound(values: Vector) -> bool:
 def part_bounds(n: int, parts: int) -> list[slice]:
     """Ranges of [n], as even as can be."""
     return [slice(n * p // parts, n * (p + 1) // parts) for p in range(parts)]
+
+
+def _pieces(bounds: Sequence[slice]) -> Iterator[slice]:
+    """Some ranges, ``SLICE`` values at a time."""
+    return (
+        slice(at, min(at + SLICE, some.stop)) for some in bounds for at in range(some.start, some.stop, SLICE)
+    )
 
 
 def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) -> Vector:

@@ -154,25 +154,34 @@ class PeerState:
     def reduce(
         self, round_: int, attempt: int, part: int, contributors: Sequence[int], partials: Sequence[int] = ()
     ) -> tuple[PartInfo | None, tuple[int, ...]]:
-        """Reduce a part over what these members gave and the partials with these leads, and store the
-        result; returns it and the members refused.
-
-        Contributions are kept until the round is decided, so a reduction that fails can be repeated.
+        """As ``reduced``, and store the result.
 
         Raises:
             StoreError: the disk refuses.
+        """
+        info, raw, refused = self.reduced(round_, attempt, part, contributors, partials)
+        if info is not None:
+            self.store.put(raw, info.digest)
+        return info, refused
+
+    def reduced(
+        self, round_: int, attempt: int, part: int, contributors: Sequence[int], partials: Sequence[int] = ()
+    ) -> tuple[PartInfo | None, bytes, tuple[int, ...]]:
+        """Reduce a part over what these members gave and the partials with these leads; returns the result,
+        its content, and the members refused.
+
+        Contributions are kept until the round is decided, so a reduction that fails can be repeated.
         """
         assert self.plane is not None, "only a peer with a state is a member"
         given, blocks = self._given(round_, attempt, part, contributors, partials)
         mean = self.plane.reduce(part, given)
         if not mean.contributors:
-            return None, mean.refused
+            return None, b"", mean.refused
         counts = tuple((i, blocks[i]) for i, _ in mean.contributors if i in blocks)
         raw = pack(Tally(round_, attempt, part, mean.contributors, counts), mean.raw)
         _, info = describe(raw)
         self.plane.reduced_to(info)
-        self.store.put(raw)
-        return info, mean.refused
+        return info, raw, mean.refused
 
     def _given(
         self, round_: int, attempt: int, part: int, contributors: Sequence[int], partials: Sequence[int]

@@ -12,8 +12,8 @@ from potluck.wire.codec import digest
 class Contents(Protocol):
     """Content by its BLAKE3 digest."""
 
-    def put(self, raw: bytes | memoryview) -> str:
-        """Keep content; returns its digest."""
+    def put(self, raw: bytes | memoryview, name: str = "") -> str:
+        """Keep content; returns its digest, which is ``name`` if the caller has just computed it."""
 
     def put_all(self, raws: Sequence[bytes | memoryview]) -> tuple[str, ...]:
         """As ``put``, of several."""
@@ -44,8 +44,8 @@ class MemoryStore:
         self._found: dict[str, bytes] = {}
         self.full = False
 
-    def put(self, raw: bytes | memoryview) -> str:
-        name = digest(raw)
+    def put(self, raw: bytes | memoryview, name: str = "") -> str:
+        name = name or digest(raw)
         if self.full:
             raise StoreError(f"{len(raw)} bytes can't be stored: the disk is full")
         self._found[name] = bytes(raw)

@@ -78,7 +78,7 @@ class Copy(ABC):
         """Chunks of some files that are not here."""
         return self.lacking(chunk for blob in files for chunk in blob.chunks)
 
-    def put(self, raw: bytes | memoryview) -> str:
+    def put(self, raw: bytes | memoryview, name: str = "") -> str:
         """Never: it is read only."""
         raise StoreError(f"{self.where} is only read from")
 

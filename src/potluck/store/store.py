@@ -46,12 +46,13 @@ class Store:
             with in_words(directory, "make"):
                 directory.mkdir(parents=True, exist_ok=True)
 
-    def put(self, raw: bytes | memoryview) -> str:
-        """Keep ``raw`` so that it survives a crash of the machine; returns its digest.
+    def put(self, raw: bytes | memoryview, name: str = "") -> str:
+        """Keep ``raw`` so that it survives a crash of the machine; returns its digest, which is ``name`` if
+        the caller has just computed it.
 
         What is there already and intact is not written again.
         """
-        digest = digest_of(raw)
+        digest = name or digest_of(raw)
         if self.get(digest) is None:
             with in_words(self.directory, f"write {memoryview(raw).nbytes} bytes to"):
                 self._write(self.path(digest), raw)
