@@ -7,6 +7,7 @@ its next contribution, a reducer's comes down with the part's next result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.peer.spare import Spare
 from potluck.reduce.mean import weighted_mean
+from potluck.store.residuals import Owed
 from potluck.wire.records import Commit, PartInfo
 
 Vector = NDArray[np.float32]
@@ -113,6 +115,7 @@ class DataPlane:
         self._bounds = part_bounds(theta.size, parts)
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
+        self._sent: dict[int, float] = {}
         self._cut: _Cut | None = None
         self._total = np.empty_like(theta)
         self._spare = Spare()
@@ -215,6 +218,7 @@ class DataPlane:
                 assert raw is not None
                 sent = self.codec.decode(raw, self._size(info.part))
                 np.subtract(cut.total[bounds], sent, out=self._up.residual[bounds])
+                self._sent[info.part] = float(np.vdot(sent, sent))
             else:
                 origin[bounds] = self.theta[bounds]
             decoded = self._decoded_result(raws[info.part], info.part)
@@ -265,6 +269,39 @@ class DataPlane:
         self._reduced.clear()
         self._cut = None
         return Carry(theta.copy(), None)
+
+    @property
+    def sent(self) -> float:
+        """The norm of what our last contribution to each part sent."""
+        return math.sqrt(sum(self._sent.values()))
+
+    def owed(self) -> Owed:
+        """What is not sent yet, in this plane's own memory, and what will be if that in flight counts."""
+        counted, results = {}, {}
+        for part, raw in (self._cut.encoded if self._cut else {}).items():
+            assert self._cut is not None
+            counted[part] = self._cut.total[self._bounds[part]] - self.codec.decode(raw, self._size(part))
+        for (part, digest), total in self._results.items():
+            results[part] = digest, total - self.codec.decode(self.codec.encode(total), total.size)
+        down = {part: feedback.residual for part, feedback in self._down.items()}
+        return Owed(self.round, self.digest, self._up.residual, down, None, counted, results)
+
+    def take_up(self, owed: Owed, carry: Carry) -> Carry:
+        """Owe this as well; returns ``carry``, of this state, with what the model is to hold of it."""
+        self._up.residual += owed.up
+        for part, values in owed.down.items():
+            self._down.setdefault(part, self._feedback(values.size)).residual += values
+        if not self._keeps:
+            return carry
+        kept = np.float32(self.codec.decay) * owed.up
+        if carry.origin is None:
+            return Carry(carry.theta - kept, None)
+        return Carry(carry.theta, carry.origin + kept, carry.included)
+
+    def afresh(self, carry: Carry) -> Carry:
+        """What a model begins with that does not train yet: Θ, less what it is to hold of the residual."""
+        kept = np.float32(self.codec.decay) * self._up.residual if self._keeps else None
+        return Carry(carry.theta if kept is None else self.theta - kept, None)
 
     def _decoded(self, raw: bytes | memoryview, n: int, codec: Codec) -> Vector | None:
         """Some values, or None if they can't be decoded or are absurd."""

@@ -28,6 +28,7 @@ FORMS = {
     "crash {peer}": "SIGKILL for good; not of the last holder of what others need",
     "crash {peer} for {s}": "the same, and it comes back with its disk",
     "crash {peer} for {s} without disk": "the same, and it comes back with an empty disk",
+    "leave {peer} for {s}": "it leaves in good order, and comes back with its disk",
     "kill {peer}": "SIGKILL, whatever it alone holds",
     "join {peer}": "a newcomer",
     "pause {peer} for {s}": "SIGSTOP, then SIGCONT",
@@ -139,6 +140,7 @@ class World:
     stalls: float = 0.5
     bursts: float = 0.5
     restarts: float = 0.2
+    leaves: float = 0.5
 
     @property
     def tokens(self) -> int:
@@ -167,6 +169,7 @@ RATES = (
     "stalls",
     "bursts",
     "restarts",
+    "leaves",
 )
 """Fields of ``World`` by which faults are made up; a scenario's text has the faults instead."""
 
@@ -184,11 +187,22 @@ def kind(world: World) -> World:
 CALM = kind(World(loss=0.0, duplicate=0.0))
 """Nothing goes wrong: delays are all there is."""
 
-LIGHT = World(thin=0.2, crashes=1.0, joins=1.0, pauses=0.5, partitions=0.5, slows=0.1, restarts=0.0)
+LIGHT = World(
+    thin=0.2, crashes=1.0, joins=1.0, pauses=0.5, partitions=0.5, slows=0.1, restarts=0.0, leaves=1.0
+)
 """Friends' machines on an ordinary day, in fast motion."""
 
 HEAVY = World(
-    thin=0.3, crashes=6, joins=4, pauses=3, partitions=3, one_ways=1.5, torn=3, divergences=1, stalls=2
+    thin=0.3,
+    crashes=6,
+    joins=4,
+    pauses=3,
+    partitions=3,
+    one_ways=1.5,
+    torn=3,
+    divergences=1,
+    stalls=2,
+    leaves=2,
 )
 """Something happens every few seconds."""
 
@@ -340,7 +354,7 @@ class _Author:
         }
         minutes = self.world.duration_s / 60
         planned: list[tuple[float, str]] = []
-        for name in RATES:
+        for name in [name for name in RATES if name != "leaves"]:
             for _ in range(self._poisson(getattr(self.world, name) * minutes)):
                 planned.append((self._s(2, self.world.duration_s), name))
         faults = []
@@ -352,7 +366,14 @@ class _Author:
                 faults.append(Fault(at, "join {peer}", (self.names[-1],)))
             elif len(self.names) > 1 or name not in ("partitions", "one_ways", "mutes"):
                 faults.append(Fault(at, *kinds[name]()))
-        return Scenario(self.seed, kind(self.world), tuple(faults))
+        faults += self._leaves(minutes)
+        return Scenario(self.seed, kind(self.world), tuple(sorted(faults, key=lambda fault: fault.at)))
+
+    def _leaves(self, minutes: float) -> list[Fault]:
+        """By chance of their own, so that all else is as it is without them."""
+        self.random = random.Random(f"leaves/{self.seed}")
+        times = [self._s(2, self.world.duration_s) for _ in range(self._poisson(self.world.leaves * minutes))]
+        return [Fault(at, "leave {peer} for {s}", (self._peer(), self._s(0.5, 15))) for at in times]
 
     def _crash(self) -> tuple[str, tuple[str | float, ...]]:
         peer, fate = self._peer(), self.random.random()

@@ -54,7 +54,8 @@ class Outcome:
     """What a simulation ended with.
 
     ``requests`` went from peer to peer, ``announcements`` to the hub, which made ``deliveries`` of them;
-    bytes are those of their content. ``lives_s`` is the sum of the times that peers lived.
+    bytes are those of their content. ``lives_s`` is the sum of the times that peers lived. Of peers that
+    ``left`` in good order and came back, so many have ``taken_up`` what they had not sent.
     """
 
     rounds: int = 0
@@ -62,6 +63,8 @@ class Outcome:
     reassigned: int = 0
     crashes: int = 0
     joins: int = 0
+    left: int = 0
+    taken_up: int = 0
     tokens: int = 0
     events: int = 0
     longest_s: float = 0.0
@@ -97,6 +100,8 @@ class Simulation:
         self.peers: dict[str, SimPeer] = {}
         self.shelf: dict[str, MemoryStore] = {}
         """Disks of which everything starts again in a moment."""
+        self.left: dict[str, tuple[Member, int]] = {}
+        """Of peers that left in good order, their last life and the round that it had applied."""
         self.clocks: dict[str, float] = {}
         self.outcome = Outcome()
         self.recipe = Recipe(
@@ -311,9 +316,22 @@ class Simulation:
     def kill(self, victim: SimPeer) -> None:
         """SIGKILL."""
         self.outcome.crashes += 1
+        self._ends(victim)
+
+    def leave(self, peer: SimPeer) -> None:
+        """A peer is gone, in good order."""
+        self.outcome.left += 1
+        self._ends(peer)
+
+    def _ends(self, victim: SimPeer) -> None:
         self.outcome.lives_s += self.now - victim.machine.born_at
         victim.machine.alive = False
         del self.peers[victim.me.peer]
+
+    def took_up(self, member: Member) -> None:
+        """A life took up what the last one of its peer had not sent."""
+        self.outcome.taken_up += 1
+        self.referee.took_up(member, *self.left.pop(member.peer))
 
     def hub_away(self, seconds: float) -> None:
         """The hub is away for a while: no announcement and no record gets through."""
