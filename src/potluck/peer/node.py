@@ -190,7 +190,14 @@ class Node:
         self._residuals = ResidualsFile(self._place.directory, whose)
         if self._place.trains:
             state.returning = await asyncio.to_thread(found, self._residuals, body.parts)
-        rules = Rules(rounds.tokens, rounds.grace_s, end.tokens, end.rounds, state.round_bytes)
+        rules = Rules(
+            rounds.tokens,
+            rounds.grace_s,
+            end.tokens,
+            end.rounds,
+            state.round_bytes,
+            least_steps=rounds.least_steps,
+        )
         have = await asyncio.to_thread(self._store.digests)
         me = Member(self._place.identity.peer, self.session)
         self.core = PeerCore(

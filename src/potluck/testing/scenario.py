@@ -101,7 +101,8 @@ class World:
     """How unkind the world is: the swarm, its wires, and rates (per simulated minute) for making faults up.
 
     Delays are one way, in seconds. ``learning`` is how much a step changes a model; ``round_tokens`` 0 is
-    200 for each peer; ``keeps`` 1 is ``Rounds.keeps``; rounds of more than ``flat`` members have groups;
+    200 for each peer; ``least_steps`` is ``Rounds.least_steps``, ``keeps`` 1 is ``Rounds.keeps``; rounds of
+    more than ``flat`` members have groups;
     ``thin`` is the share of peers that say that their link is ten times as thin (if 0, links are unknown);
     the data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); without a commit for
     ``bound_s`` the swarm is taken for stuck.
@@ -116,6 +117,7 @@ class World:
     late: float = 0.0
     learning: float = 0.01
     round_tokens: int = 800
+    least_steps: int = 1
     outer: str = "nesterov"
     codec: str = "int8"
     keeps: int = 0
@@ -298,7 +300,7 @@ def _setting(value: object) -> str:
 
 
 _CHOICES = {"outer": ("nesterov", "average"), "codec": tuple(CODECS)}
-_INTEGERS = ("peers", "round_tokens", "blocks", "epochs", "flat", "keeps")
+_INTEGERS = ("peers", "round_tokens", "least_steps", "blocks", "epochs", "flat", "keeps")
 
 
 def _read_setting(name: str, words: list[str]) -> object:
@@ -312,7 +314,9 @@ def _read_setting(name: str, words: list[str]) -> object:
             raise ValueError(f"it is {', '.join(others)} or {last}")
         return words[0]
     values = [int(word) if name in _INTEGERS else float(word) for word in words]
-    if not all(0 <= value < float("inf") for value in values) or (name == "peers" and values[0] < 1):
+    if not all(0 <= value < float("inf") for value in values) or (
+        name in ("peers", "least_steps") and values[0] < 1
+    ):
         raise ValueError("it can't be so")
     return (float(values[0]), float(values[1])) if name == "delay_s" else values[0]
 
@@ -429,6 +433,7 @@ def small(seed: int) -> World:
         outer="nesterov" if seed % 2 else "average",
         codec=_CHOICES["codec"][(seed + seed // 25) % 5],
         keeps=seed // 12 % 2,
+        least_steps=8 if seed // 5 % 4 == 3 else 1,
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
         flat=3 if seed % 4 == 3 else FLAT,

@@ -110,6 +110,7 @@ class Simulation:
             end=End(epochs=world.epochs),
             rounds=Rounds(
                 tokens=world.tokens,
+                least_steps=world.least_steps,
                 codec=world.codec,
                 keeps=bool(world.keeps),
                 grace_s=3.0,
@@ -117,7 +118,8 @@ class Simulation:
                 parts=5,
             ),
         )
-        self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100, world.flat)
+        grace_s, least = self.recipe.rounds.grace_s, world.least_steps
+        self.rules = Rules(world.tokens, grace_s, 0, 0, 100, world.flat, least)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._born = 0

@@ -78,7 +78,7 @@ class SimPeer(Caller):
         self._sequence = 0
         self.state: PeerState | None = None
         self.residuals: MemoryResiduals
-        self._tokens = 0.0
+        self._tokens, self._steps = 0.0, 0
         self._in_flight = 0.0
         self._data = LeaseQueue()
         self._local: Vector | None = None
@@ -124,6 +124,7 @@ class SimPeer(Caller):
             name=self.name,
             since=int(self.me.session, 16),
             tokens=self._tokens,
+            steps=self._steps,
             leased=self._data.leased,
             wants=max(0, LEASE - self._data.left) if 2 * self._data.left < LEASE else 0,
             waiting=self._waiting,
@@ -236,13 +237,14 @@ class SimPeer(Caller):
         self._data.stepped()
         # Tokens of a step stay what they are: a slow one takes longer over them.
         self._tokens += tokens
+        self._steps += 1
         self.sim.referee.steps(self.me, self._local - before, tokens)
 
     def _take(self, carry: Carry) -> None:
         """A new shared state is here; the model gets it at the next boundary."""
         if carry.origin is None:
             self._carries, self._local = [], None
-            self._tokens = self._in_flight = 0.0
+            self._tokens, self._steps, self._in_flight = 0.0, 0, 0.0
             self._data.rewind()
             self.sim.referee.begins(self.me)
         elif carry.included:
@@ -286,7 +288,7 @@ class SimPeer(Caller):
         local = self._local * np.float32("nan" if self._diverged else "1")
         trained = self._data.trained()
         if self.state.cut(*key, exchange.index, local, weight, len(trained)):
-            self._in_flight, self._tokens = weight, 0.0
+            self._in_flight, self._tokens, self._steps = weight, 0.0, 0
             found = [self.state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
             if weight > 0:
                 given = Given(weight, tuple(part.raw for part in filter(None, found)), tuple(trained))
