@@ -436,7 +436,7 @@ class Node:
                 self._last_to_go() if over else self.core.may_leave
             ):
                 await asyncio.sleep(0.1)
-            self._leaves_well = self._place.trains
+            self._leaves_well = self._place.trains and not self._failure.done()
         await self.close()
 
     def _last_to_go(self) -> bool:
