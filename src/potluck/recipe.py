@@ -72,11 +72,13 @@ class Outer:
 class Rounds:
     """When a round opens (``tokens`` of the whole swarm), and what travels (``codec``).
 
+    Not before its members have done ``least_steps`` inner steps each on the average, weighted by tokens.
     ``grace_s`` is the least time that a reducer waits for a live member. ``keeps``: what the codec takes from
     a contribution stays in its member's model, which trains on from there, and not beside it.
     """
 
     tokens: int = 65_536
+    least_steps: int = 1
     codec: str = "int8"
     keeps: bool = False
     grace_s: float = 4.0
@@ -227,6 +229,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "outer.lr": (1e-6, 10),
     "outer.momentum": (0, 0.9999),
     "rounds.tokens": (1, _COUNT),
+    "rounds.least_steps": (1, 1_000_000),
     "rounds.grace_s": (0.1, 3600),
     "rounds.snapshot_every": (1, 1_000_000),
     "rounds.parts": (1, 65_536),

@@ -26,7 +26,8 @@ from potluck.hub.site import Nats
 from potluck.identity import Claim, data_directory
 from potluck.peer.background import Background
 from potluck.peer.disks import claim_for
-from potluck.peer.node import Founding, Node, Place
+from potluck.peer.node import Node
+from potluck.peer.place import Founding, Place
 from potluck.peer.resume import prepare
 from potluck.recipe import Recipe
 from potluck.store.keep import USUAL, Keep

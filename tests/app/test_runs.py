@@ -169,3 +169,34 @@ def test_a_run_of_own_code_is_joined_in_python(shells: Shells, tmp_path: Path):
         screen = command.potluck("status", invite, "--plain").stdout
         assert "anna" in screen
         assert f"potluck join {invite}" in screen.splitlines()[-1]
+
+
+def train(run: potluck.Run, model: torch.nn.Linear, until: int) -> None:
+    """Inner steps until so many rounds are committed."""
+    optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05))
+    inputs = torch.arange(24.0).reshape(3, 8) / 24
+    while run.round < until:
+        optimizer.zero_grad()
+        (model(inputs) - inputs.flip(1)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_who_comes_back_takes_up_what_it_had_not_sent(shells: Shells, tmp_path: Path, keeps: bool):
+    hub = shells.open("hub", "--directory", str(tmp_path / "hub"), "--listen", LISTEN)
+    invite = hub.wait("invite")["invite"]
+    recipe = potluck.Recipe(rounds=potluck.Rounds(tokens=600, codec="topk", keeps=keeps, parts=2))
+    where = {"directory": tmp_path / "anna", "listen": LISTEN, "name": "anna"}
+    for life in range(3):
+        model, notes = torch.nn.Linear(8, 8), list[str]()
+        start = potluck.join if life else potluck.host
+        first = invite if life else recipe
+        more = {} if life else {"hub": invite}
+        with start(first, model, watch=notes.append, **where, **more) as run:  # type: ignore[operator]
+            assert any("taken up again" in note for note in notes) == (life > 0), notes
+            assert any("dropped" in note for note in notes) is False, notes
+            off = run._trainer.read() - run.theta
+            assert np.abs(off).max() > 0 if life and keeps else not off.any()
+            train(run, model, run.round + 3)
+        assert len(list((tmp_path / "anna" / "runs").glob("*/*/residuals.safetensors"))) == 1
+        assert "times what the last contribution sent): kept in" in notes[-1]

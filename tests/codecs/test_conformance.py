@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from potluck.codecs import CODECS, Codec, codec, int4, topk
+from potluck.codecs.feedback import ErrorFeedback
 from potluck.codecs.int8 import BLOCK
 from potluck.codecs.topk import CHUNK
 from potluck.errors import CorruptData, RecipeError
@@ -137,6 +138,50 @@ def test_blocks_do_not_disturb_each_other(coder: Codec) -> None:
     values[2 * BLOCK : 3 * BLOCK] = np.float32(1e-45)
     values[3 * BLOCK :] = np.linspace(-1, 1, 9)
     check(coder, values)
+
+
+def left_over(coder: Codec, values: NDArray[np.float64]) -> float:
+    """The most of the norm of ``values`` [n] that an encoding of them may leave over."""
+    norm = float(np.linalg.norm(values))
+    if coder.name == "topk":
+        # Each half's mean takes from it the square of its sum over its count; by Cauchy and Schwarz no less
+        # than the square of the sum of all kept over their count. The mean is rounded to bf16.
+        chunks = [np.sort(np.abs(values[at : at + CHUNK])) for at in range(0, values.size, CHUNK)]
+        kept = [chunk[chunk.size - -(-chunk.size // 64) :] for chunk in chunks]
+        taken = sum(float(k.sum()) ** 2 / k.size for k in kept) * (1 - 2.0**-8)
+        return float(np.sqrt(max(0.0, norm**2 - taken)))
+    # Half a step of each value, where the largest of a block is so many steps.
+    length, steps = {"int8": (BLOCK, 127), "int4": (int4.BLOCK, 7)}.get(coder.name, (1, 0))
+    if not steps:
+        return norm * (0.0 if coder.name == "fp32" else 2.0**-8)
+    return norm * min(length, values.size) ** 0.5 / (2 * steps) * (1 + 2.0**-7)
+
+
+ordinary = st.floats(-1e6, 1e6, width=32).map(lambda x: x if abs(x) > 1e-12 else 0.0)
+
+
+@every_codec
+@unhurried
+@given(
+    rounds=st.tuples(st.integers(1, 6), st.integers(1, 150)).flatmap(
+        lambda shape: arrays(np.float32, shape, elements=ordinary)
+    )
+)
+def test_error_feedback_contracts_as_float64_says(coder: Codec, rounds: NDArray[np.float32]) -> None:
+    """e ← β e + x − C(β e + x), and of each β e + x no more is left over than the codec's share."""
+    feedback, owed = ErrorFeedback(rounds.shape[1], coder.decay), np.zeros(rounds.shape[1])
+    largest = 0.0
+    for values in rounds:
+        total = feedback.add(values)
+        sent = coder.decode(coder.encode(total), values.size)
+        feedback.settle(total, sent)
+        meant = coder.decay * owed + values.astype(np.float64)
+        owed = meant - sent.astype(np.float64)
+        largest = max(largest, float(np.abs(meant).max()))
+        rounding = 2.0**-21 * largest * len(rounds)
+        np.testing.assert_allclose(feedback.residual, owed, rtol=0, atol=rounding)
+        slack = rounding * values.size**0.5 + 1e-30
+        assert np.linalg.norm(owed) <= left_over(coder, meant) + slack
 
 
 @every_codec

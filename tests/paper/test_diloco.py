@@ -1,7 +1,7 @@
 """DiLoCo (arXiv 2311.08105): the outer step against a reference that is as plain as the equations.
 
 Algorithm 1: the outer gradient is the members' mean Δ of (Θ − θ_m), and the outer optimizer is SGD with
-Nesterov momentum: v ← μ v + Δ, Θ ← Θ − η (Δ + μ v). With η = 1 and μ = 0 it is federated averaging.
+Nesterov momentum: v ← μ v + Δ, Θ ← Θ − η (Δ + μ v).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from potluck.optim import outer as outer_module
 from potluck.optim.outer import SLICE, OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.recipe import Outer
-from potluck.reduce.mean import weighted_mean
 from potluck.sparse import Sparse
+from tests.paper.swarm import Swarm
 from tests.processors import DISABLED, printed
 
 NESTEROV = Outer("nesterov", 0.7, 0.9)
@@ -61,49 +61,21 @@ def test_a_sparse_outer_gradient_gives_the_same_state_in_every_bit(kind: str) ->
         OuterOptimizer(Outer(kind)).step(*sparse, Sparse(299, places, delta[places]))
 
 
-def test_ten_rounds_of_algorithm_1() -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+def test_ten_rounds_of_algorithm_1(parts: int) -> None:
     n, weights = 200, [1000.0, 3000.0, 500.0]
-    optimizer = OuterOptimizer(NESTEROV)
-    theta, momentum = members(n, 1, seed=0)[0], np.zeros(n, np.float32)
-    exact_theta, exact_momentum = theta.tolist(), momentum.tolist()
+    first = members(n, 1, seed=0)[0]
+    swarm = Swarm(first, 3, NESTEROV, parts=parts)
+    exact_theta, exact_momentum = first.tolist(), [0.0] * n
     for round_ in range(10):
-        moves = [0.1 * m for m in members(n, 3, seed=round_ + 1)]
+        moves = [np.float32(0.1) * m for m in members(n, 3, seed=round_ + 1)]
+        swarm.locals = [local + move for local, move in zip(swarm.locals, moves, strict=True)]
+        swarm.round(weights)
         exact_locals = [[t + d for t, d in zip(exact_theta, move.tolist(), strict=True)] for move in moves]
-        delta = weighted_mean([theta - (theta + move) for move in moves], weights)
-        optimizer.step(theta, momentum, delta)
         exact_theta, exact_momentum = reference(exact_theta, exact_momentum, exact_locals, weights)
-    assert np.allclose(theta, exact_theta, rtol=0, atol=2e-5)
-    assert np.allclose(momentum, exact_momentum, rtol=0, atol=2e-5)
-    assert not np.allclose(theta, members(n, 1, seed=0)[0], atol=0.05)
-
-
-def test_average_is_the_mean_of_the_members() -> None:
-    n, weights = 500, [1.0, 2.0, 5.0]
-    theta, locals_ = members(n, 1, seed=7)[0], members(n, 3, seed=8)
-    momentum = np.full(n, 0.5, np.float32)
-    expected = sum(w * m.astype(np.float64) for w, m in zip(weights, locals_, strict=True)) / 8
-    OuterOptimizer(Outer("average")).step(
-        theta, momentum, weighted_mean([theta - m for m in locals_], weights)
-    )
-    assert np.allclose(theta, expected, rtol=0, atol=1e-5)
-    assert (momentum == 0.5).all()
-
-
-def test_plain_is_a_step_along_the_mean() -> None:
-    theta, delta = np.random.default_rng(4).standard_normal((2, (1 << 18) + 5), np.float32)
-    momentum = np.ones_like(theta)
-    expected = theta - np.float32(0.65) * delta
-    OuterOptimizer(Outer("plain", 0.65, 0.9)).step(theta, momentum, delta)
-    assert theta.tobytes() == expected.tobytes()
-    assert (momentum == 1).all(), "it has none"
-
-
-def test_nesterov_with_lr_1_and_momentum_0_is_average() -> None:
-    theta, delta = members(SLICE + 5, 2, seed=4)
-    average, momentum = theta.copy(), np.zeros_like(theta)
-    OuterOptimizer(Outer("average")).step(average, momentum.copy(), delta)
-    OuterOptimizer(Outer("nesterov", 1.0, 0.0)).step(theta, momentum, delta)
-    assert theta.tobytes() == average.tobytes()
+        np.testing.assert_allclose(swarm.theta, exact_theta, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(swarm.planes[0].momentum, exact_momentum, rtol=0, atol=2e-5)
+    assert not np.allclose(swarm.theta, first, atol=0.05)
 
 
 def test_each_value_is_single_fp32_operations_in_the_written_order() -> None:

@@ -20,6 +20,7 @@ from potluck.codecs.feedback import ErrorFeedback
 from potluck.optim.outer import OuterOptimizer
 from potluck.peer.dataplane import DataPlane, Given
 from potluck.recipe import Outer
+from tests.paper.swarm import Swarm
 
 CHUNK, SHARE, BETA = 4096, 64, 0.95
 TOPK = codec("topk")
@@ -84,6 +85,56 @@ def test_ten_rounds_of_error_feedback() -> None:
         # Means of almost the same values may lie on either side of a boundary of bf16.
         np.testing.assert_allclose(sent, sent_exactly, rtol=2.0**-7, atol=0)
         assert np.linalg.norm(feedback.residual - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+class Naive:
+    """Algorithm 1 for all replicas, and our way down, with whole vectors of Python's float64."""
+
+    def __init__(self, theta: list[float], replicas: int, lr: float) -> None:
+        self.theta, self.lr = theta, lr
+        self.owed = [[0.0] * len(theta) for _ in range(replicas)]
+        self.owed_down = [0.0] * len(theta)
+
+    def round(self, deltas: list[list[float]], weights: list[float]) -> None:
+        sent = []
+        for m, delta in enumerate(deltas):
+            if weights[m]:
+                self.owed[m], given = self.feedback(self.owed[m], delta)
+                sent.append([weights[m] * s for s in given])
+        mean_ = [sum(column) / sum(weights) for column in zip(*sent, strict=True)]
+        self.owed_down, down = self.feedback(self.owed_down, mean_)
+        self.theta = [t - self.lr * d for t, d in zip(self.theta, down, strict=True)]
+
+    @staticmethod
+    def feedback(owed: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+        """e ← β e + x, and what is sent of it; then e without that."""
+        meant = [BETA * e + x for e, x in zip(owed, values, strict=True)]
+        sent = sparse(meant)
+        return [m - s for m, s in zip(meant, sent, strict=True)], sent
+
+
+def test_six_rounds_of_three_replicas() -> None:
+    """With weights, and one that misses two rounds: it gives all of it in the next."""
+    n, weights = CHUNK + 300, [1.0, 2.0, 5.0]
+    theta = np.random.default_rng(99).standard_normal(n).astype(np.float32)
+    swarm, naive = Swarm(theta, 3, Outer("plain", 0.65), "topk"), Naive(theta.tolist(), 3, 0.65)
+    late = np.zeros(n)
+    for round_ in range(6):
+        deltas = [0.01 * pseudo_gradients(n, seed=10 * round_ + m).astype(np.float64) for m in range(3)]
+        for m in range(3):
+            swarm.locals[m] = swarm.locals[m] - deltas[m].astype(np.float32)
+        there = round_ not in (2, 3)
+        late += deltas[2]
+        given = [deltas[0].tolist(), deltas[1].tolist(), late.tolist()]
+        now = [*weights[:2], weights[2] if there else 0.0]
+        swarm.round(now)
+        naive.round(given, now)
+        late *= not there
+        moved = np.array(naive.theta) - theta
+        assert np.linalg.norm(swarm.theta - theta - moved) < 1e-3 * np.linalg.norm(moved)
+        for m in range(3):
+            owed = np.array(naive.owed[m])
+            assert np.linalg.norm(swarm.planes[m]._up.residual - owed) < 1e-3 * np.linalg.norm(owed)
 
 
 def test_a_coordinate_is_divided_by_the_weight_of_all_who_gave_not_of_those_who_sent_it() -> None:

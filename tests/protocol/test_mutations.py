@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from potluck.codecs.feedback import ErrorFeedback
-from potluck.peer import dataplane, state
+from potluck.peer import dataplane, residuals, state
 from potluck.peer.dataplane import DataPlane
+from potluck.peer.residuals import Returning
 from potluck.peer.state import PeerState
 from potluck.protocol import steward, swarm
 from potluck.protocol.catchup import Catchup
@@ -66,6 +67,9 @@ AWAY = replace(QUIET, peers=3, hub_outages=8, duration_s=60.0, loss=0.1)
 
 OUTAGES = replace(AWAY, loss=0.0)
 """Nothing but a hub that comes and goes."""
+
+LEAVES = replace(LAGS, codec="int4", leaves=8, duration_s=60.0)
+"""Nothing but peers that leave in good order and come back, some before the round in flight is over."""
 
 
 @dataclass(frozen=True)
@@ -410,6 +414,42 @@ def outage_undoes_rounds(patch: Patch) -> None:
     patch.setattr(Catchup, "poll", lambda self, *rest: [] if self in lost else poll(self, *rest))
 
 
+def returning_counted_anyway(patch: Patch) -> None:
+    """A peer that comes back owes what it left, also what its last contribution or result brought along."""
+    patch.setattr(residuals, "settled", lambda owed, commit, parts: owed)
+
+
+def returning_not_awaited(patch: Patch) -> None:
+    """A peer that comes back does not wait for what becomes of its last life's contribution."""
+    meet = Returning.meet
+
+    def hasty(self: Returning, *values: Any) -> Any:
+        if self._owed is not None:
+            self._owed = replace(self._owed, flying=None, results={})
+        return meet(self, *values)
+
+    patch.setattr(Returning, "meet", hasty)
+
+
+def returning_twice(patch: Patch) -> None:
+    """A peer that comes back takes up twice what it left."""
+    take_up = DataPlane.take_up
+    patch.setattr(
+        DataPlane, "take_up", lambda self, owed, carry: take_up(self, owed, take_up(self, owed, carry))
+    )
+
+
+def returning_beside_the_model(patch: Patch) -> None:
+    """A model that keeps what is not sent begins without it."""
+    take_up = DataPlane.take_up
+
+    def broken(self: DataPlane, owed: Any, carry: Any) -> Any:
+        take_up(self, owed, carry)
+        return carry
+
+    patch.setattr(DataPlane, "take_up", broken)
+
+
 MUTATIONS = [
     Mutation(one_holder, "held by one only"),
     Mutation(counted_twice, "not the mean"),
@@ -442,6 +482,10 @@ MUTATIONS = [
     Mutation(idle_without_hub, "does not train on while the hub is away", OUTAGES),
     Mutation(outage_undoes_work, "throws work away over an outage", OUTAGES),
     Mutation(outage_undoes_rounds, "lacks rounds after an outage", OUTAGES),
+    Mutation(returning_counted_anyway, "progress and residual", LEAVES, 10),
+    Mutation(returning_not_awaited, "(progress|mean) and (the )?residual|taken up without it", LEAVES, 10),
+    Mutation(returning_twice, "progress and residual", LEAVES, 10),
+    Mutation(returning_beside_the_model, "own progress", replace(LEAVES, keeps=1), 10),
 ]
 
 
@@ -462,7 +506,20 @@ def test_a_planted_bug_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "name",
-    ["ROUGH", "QUIET", "QUICK", "LAGS", "DEATHS", "WRONG", "AWAY", "GROUPS", "MANY", "STIRRED", "OUTAGES"],
+    [
+        "ROUGH",
+        "QUIET",
+        "QUICK",
+        "LAGS",
+        "DEATHS",
+        "WRONG",
+        "AWAY",
+        "GROUPS",
+        "MANY",
+        "STIRRED",
+        "OUTAGES",
+        "LEAVES",
+    ],
 )
 def test_without_a_bug_nothing_is_said_in_these_worlds(name: str) -> None:
     world_: World = globals()[name]

@@ -142,6 +142,17 @@ def test_a_peer_crashes_and_comes_back_as_another_life() -> None:
     assert not said(outcome("at 10 crash peer2"), "caught up", "peer2/2")
 
 
+@pytest.mark.parametrize("keeps", [0, 1])
+def test_who_leaves_in_good_order_and_comes_back_takes_up_what_it_had_not_sent(keeps: int) -> None:
+    leaves = [f"at {at} leave peer{1 + number % 3} for 4" for number, at in enumerate(range(8, 60, 8))]
+    world = replace(QUIET, codec="topk", keeps=keeps, duration_s=60.0)
+    for seed in range(3):
+        found = outcome(*leaves, world=world, seed=seed)
+        assert (found.left, found.crashes) == (7, 0)
+        assert found.taken_up == len(said(found, "kept in residuals.safetensors")) >= 6
+        assert not said(found, "dropped")
+
+
 def test_a_crash_spares_the_last_holder_and_a_kill_does_not() -> None:
     alone = replace(QUIET, peers=1)
     assert outcome("at 10 crash peer1", world=alone).crashes == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -384,6 +385,25 @@ def test_every_token_of_a_calm_world_is_counted_once() -> None:
     assert abs(outcome.tokens - sum(life.included for life in lives)) <= 2 * outcome.rounds
     assert outcome.tokens > 0.8 * sum(life.tokens for life in lives)
     assert all(life.lost == 0 for life in lives)
+
+
+def test_as_a_swarm_grows_its_rounds_get_no_shorter_than_the_least_steps() -> None:
+    world_ = replace(CALM, peers=2, joins=6, round_tokens=300, duration_s=45.0)
+    usual, longer = Simulation(1, world_).run(), Simulation(1, replace(world_, least_steps=6)).run()
+    said = [re.search(r"opened: .* (\S+) of at least 6 steps each", text) for _, _, text in longer.notes]
+    steps = [float(found[1]) for found in said if found]
+    assert len(steps) >= longer.rounds > 4
+    assert min(steps) >= 6
+    assert usual.joins == longer.joins > 1
+    assert usual.rounds > 1.5 * longer.rounds
+
+
+def test_data_that_ends_ends_the_run_whatever_the_least_steps_are() -> None:
+    world_ = replace(CALM, peers=3, blocks=100, epochs=1, least_steps=1000, duration_s=60.0)
+    sim = Simulation(1, world_)
+    outcome = sim.run()
+    assert sim.head().finished is not None
+    assert outcome.rounds == 1, "never so many steps"
 
 
 def test_progress_that_is_all_zero_goes_through_like_any_other() -> None:

@@ -103,6 +103,77 @@ def test_a_round_opens_when_the_swarm_has_done_its_tokens() -> None:
     assert opens.body == Open(1, 0, (member(1), member(2)), (0, 1), BASE, 3.0, opens.reason)
 
 
+LEAST = Rules(200, 3.0, 0, 0, 1000, least_steps=30)
+
+
+def test_a_round_is_no_shorter_than_the_least_steps() -> None:
+    """As a swarm grows, its tokens are done in fewer steps each."""
+    view = view_of(genesis())
+    short = heard(says(1, tokens=150.0, steps=29), says(2, tokens=150.0, steps=30))
+    waits = decided(view, short, rules=LEAST)
+    said = "300 of 200 tokens done by 2 of 2 peers, 29.5 of at least 30 steps each"
+    assert waits == Decision(None, said)
+    assert isinstance(decided(view, short).body, Open)
+    opens = decided(view, heard(*(says(n, tokens=150.0, steps=30) for n in (1, 2))), rules=LEAST)
+    assert isinstance(opens.body, Open)
+    assert opens.reason == "300 of 200 tokens done by peer1, peer2, 30.0 of at least 30 steps each"
+    assert decided(view, heard(says(1, tokens=199.0, steps=300)), rules=LEAST).body is None, (
+        "tokens count too"
+    )
+
+
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_slow_peers_and_newcomers_keep_no_round_from_its_least_steps(others: int) -> None:
+    """Each counts by its tokens, and they have few."""
+    slow = [says(n, tokens=10.0, steps=1) for n in range(2, 2 + others)]
+    fresh = says(9, tokens=0.0, steps=0)
+    swarm = heard(says(1, tokens=450.0, steps=45), *slow, fresh)
+    opens = decided(view_of(genesis()), swarm, rules=LEAST)
+    assert isinstance(opens.body, Open)
+    assert len(opens.body.members) == 2 + others
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 30.0])
+def test_when_there_is_no_more_data_a_round_may_be_shorter(idle_s: float) -> None:
+    """Even if one that stands still has some of it: who waits for data does no further step."""
+    first = replace(genesis(), blocks=10, epochs=1)
+    shares = ((member(1), 6), (member(2), 4))
+    view = view_of(first, Grant((), shares, "data"), opened(), committed())
+    at_end, stands = (
+        says(1, round=1, tokens=250.0, steps=5, waiting=True),
+        says(2, round=1, tokens=0.0, idle_s=idle_s),
+    )
+    decision = decided(view, heard(at_end, stands), now=SETTLE_S, rules=LEAST)
+    assert isinstance(decision.body, Open) == (idle_s > 0), decision.reason
+    both = heard(at_end, says(2, round=1, tokens=20.0, steps=2, waiting=True))
+    assert isinstance(decided(view, both, now=SETTLE_S, rules=LEAST).body, Open)
+    busy = heard(at_end, says(2, round=1, tokens=20.0, steps=2))
+    assert decided(view, busy, now=SETTLE_S, rules=LEAST).body is None
+
+
+def test_while_there_is_data_to_lease_who_waits_for_it_goes_on_to_the_least_steps() -> None:
+    first = replace(genesis(), blocks=10, epochs=1)
+    view = view_of(first, Grant((), ((member(1), 6),), "data"), opened(), committed())
+    swarm = heard(says(1, round=1, tokens=250.0, steps=5, waiting=True))
+    assert decided(view, swarm, now=SETTLE_S, rules=LEAST).body is None
+
+
+def test_the_run_ends_with_its_tokens_whatever_its_rounds_are() -> None:
+    view = view_of(genesis(), opened(), committed())
+    ended = decided(view, heard(says(1, round=1)), rules=Rules(200, 3.0, 100, 0, 1000, least_steps=30))
+    assert isinstance(ended.body, Finish)
+
+
+def test_a_joiner_is_waited_for_by_the_work_of_a_round_of_least_steps() -> None:
+    """Which has more tokens than the recipe's: a tenth of its training is longer."""
+    view = view_of(genesis(), opened(), committed())
+    joiner = says(3, phase="joining", round=-1, eta_s=100.0, state="", name="carol")
+    for steps, waits in ((30, True), (32, True), (34, False)):
+        trainers = [says(n, round=1, tokens=20.0 * steps, steps=steps, tokens_per_s=0.5) for n in (1, 2)]
+        found = decided(view, heard(*trainers, joiner), now=SETTLE_S, rules=LEAST)
+        assert (found.body is None) == waits, (steps, found.reason)
+
+
 def test_the_names_of_a_large_swarm_are_counted_instead() -> None:
     opens = decided(view_of(genesis()), heard(*(says(n, tokens=50.0) for n in range(1, 8))))
     assert opens.reason == "350 of 200 tokens done by 7 peers"

@@ -371,7 +371,9 @@ class Actions:
         state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
         # Who does not train takes nothing up: without this every shared state would be kept for it, for ever.
         trains = self.core.trains and self.handover.begun
-        self.handover.offer(carry if trains else Carry(carry.theta, None))
+        self.handover.offer(carry if trains else await self.work(self.state.afresh, carry))
+        for text in self.state.returning.news():
+            self._note(text)
         self.core.applied(self.state.plane.round, state, loaded)
 
     async def _write_snapshot(self, effect: WriteSnapshot) -> None:

@@ -7,6 +7,7 @@ its next contribution, a reducer's comes down with the part's next result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from potluck.optim.state import state_digest
 from potluck.peer.spare import Spare
 from potluck.reduce.mean import Values, weighted_mean
 from potluck.sparse import Sparse
+from potluck.store.residuals import Owed
 from potluck.wire.records import Commit, PartInfo
 
 Vector = NDArray[np.float32]
@@ -120,6 +122,7 @@ class DataPlane:
         self._bounds = part_bounds(theta.size, parts)
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
+        self._sent: dict[int, float] = {}
         self._cut: _Cut | None = None
         self._total = np.empty_like(theta)
         self._spare = Spare()
@@ -247,7 +250,12 @@ class DataPlane:
     def _settle_up(self, cut: _Cut, parts: Sequence[int]) -> None:
         """Our contribution counted in these parts: keep what it lost."""
         for part in parts:
-            self.contribution(*cut.key, part)  # what was not asked for is encoded here, to see what it loses
+            raw = self.contribution(
+                *cut.key, part
+            )  # if nobody asked for it, it is encoded here: what is lost?
+            assert raw is not None
+            sent = _given(self.codec.read(raw, self._size(part)))
+            self._sent[part] = float(np.vdot(sent, sent))
         if len(parts) == len(self._bounds):
             self._up.residual, self._total = cut.total, self._up.residual
             return
@@ -281,13 +289,43 @@ class DataPlane:
         self._cut = None
         return Carry(theta.copy(), None)
 
+    @property
+    def sent(self) -> float:
+        """The norm of what our last contribution to each part sent."""
+        return math.sqrt(sum(self._sent.values()))
+
+    def owed(self) -> Owed:
+        """What is not sent yet, in this plane's own memory, and what will be if that in flight counts."""
+        cut = self._cut
+        counted = {part: cut.total[self._bounds[part]] for part in cut.encoded} if cut is not None else {}
+        results = {part: (digest, lost) for (part, digest), lost in self._results.items()}
+        down = {part: feedback.residual for part, feedback in self._down.items()}
+        return Owed(self.round, self.digest, self._up.residual, down, None, counted, results)
+
+    def take_up(self, owed: Owed, carry: Carry) -> Carry:
+        """Owe this as well; returns ``carry``, of this state, with what the model is to hold of it."""
+        self._up.residual += owed.up
+        for part, values in owed.down.items():
+            self._down.setdefault(part, self._feedback(values.size)).residual += values
+        if not self._keeps:
+            return carry
+        kept = np.float32(self.codec.decay) * owed.up
+        if carry.origin is None:
+            return Carry(carry.theta - kept, None)
+        return Carry(carry.theta, carry.origin + kept, carry.included)
+
+    def afresh(self, carry: Carry) -> Carry:
+        """What a model begins with that does not train yet: Θ, less what it is to hold of the residual."""
+        kept = np.float32(self.codec.decay) * self._up.residual if self._keeps else None
+        return Carry(carry.theta if kept is None else self.theta - kept, None)
+
     def _decoded(self, raw: bytes | memoryview, n: int, codec: Codec) -> Values | None:
         """Some values, or None if they can't be decoded or are absurd."""
         try:
             value = codec.read(raw, n)
         except CorruptData:
             return None
-        return value if _sound(value.values if isinstance(value, Sparse) else value) else None
+        return value if _sound(_given(value)) else None
 
     def _decoded_result(self, raw: bytes | memoryview, part: int) -> Values:
         value = self._decoded(raw, self._size(part), self.codec)
@@ -304,6 +342,11 @@ class DataPlane:
 
 def _all(given: Sequence[Given]) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(pair for one in given for pair in one.weights))
+
+
+def _given(values: Values) -> Vector:
+    """The values that are not left out."""
+    return values.values if isinstance(values, Sparse) else values
 
 
 def _sound(values: Vector) -> bool:

@@ -8,9 +8,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,14 @@ from msgspec.structs import replace
 from potluck import __version__
 from potluck.errors import LedgerUnavailable, PotluckError, Refused, UsageError
 from potluck.hub.client import HubClient
-from potluck.identity import Identity
 from potluck.net.tls import TlsTransport
 from potluck.peer.actions import Actions
 from potluck.peer.archiver import Archiver
-from potluck.peer.dataplane import Vector
 from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
 from potluck.peer.machine import machine_id, share_of_cores
+from potluck.peer.place import Founding, Place
+from potluck.peer.residuals import found, kept
 from potluck.peer.state import PeerState, first_snapshot, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
@@ -34,12 +32,12 @@ from potluck.recipe import Recipe
 from potluck.store.archive import Archive
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.journal import NAME, Journal
-from potluck.store.keep import USUAL, Keep
+from potluck.store.residuals import ResidualsFile, Whose
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Fetch, Progress, PushContribution, PushPartial, PushResult
-from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, TensorSpec, chunk_sizes
+from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, chunk_sizes
 
 log = logging.getLogger("potluck.peer")
 
@@ -58,33 +56,6 @@ LINGER_S = 10.0
 
 GENESIS_S = 120.0
 """How long a joiner waits for a run that has not begun, in seconds."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a peer lives: its key, its directory, its name, the address it listens on, whether it trains, and
-    what it keeps.
-    """
-
-    identity: Identity
-    directory: Path
-    name: str
-    listen: str = "0.0.0.0"  # noqa: S104 – peers are on other machines; strangers are refused by TLS
-    trains: bool = True
-    keep: Keep = USUAL
-
-
-@dataclass(frozen=True)
-class Founding:
-    """What the first peer brings: recipe, tensors, initial parameters [n], the run's files by name, and how
-    many blocks its data has, if it is to be leased.
-    """
-
-    recipe: Recipe
-    tensors: tuple[TensorSpec, ...]
-    theta: Vector
-    assets: Mapping[str, bytes]
-    blocks: int = 0
 
 
 class Node:
@@ -107,7 +78,7 @@ class Node:
         self.actions: Actions
         self.recipe: Recipe
         self.genesis: Genesis
-        self._core_built = False
+        self._core_built = self._leaves_well = False
         self._archiver: Archiver | None = None
         self.hub_reason = "connected to the hub"
 
@@ -149,6 +120,7 @@ class Node:
         await self._build(first)
         self.core.followed(first, self._now())
         await self._catch_the_tail()
+        self.actions.state.returning.compare(self.core.view, place.identity.peer)
         addresses = await self._transport.listen(self._serve)
         self._base = Progress(
             peer=place.identity.peer,
@@ -214,7 +186,18 @@ class Node:
         self.genesis, self.recipe = body, Recipe.from_toml(body.recipe)
         state = PeerState(self._store, self.recipe, body)
         rounds, end = self.recipe.rounds, self.recipe.end
-        rules = Rules(rounds.tokens, rounds.grace_s, end.tokens, end.rounds, state.round_bytes)
+        whose = Whose(body.run, self._place.identity.peer, rounds.codec, state.size, body.parts)
+        self._residuals = ResidualsFile(self._place.directory, whose)
+        if self._place.trains:
+            state.returning = await asyncio.to_thread(found, self._residuals, body.parts)
+        rules = Rules(
+            rounds.tokens,
+            rounds.grace_s,
+            end.tokens,
+            end.rounds,
+            state.round_bytes,
+            least_steps=rounds.least_steps,
+        )
         have = await asyncio.to_thread(self._store.digests)
         me = Member(self._place.identity.peer, self.session)
         self.core = PeerCore(
@@ -453,6 +436,7 @@ class Node:
                 self._last_to_go() if over else self.core.may_leave
             ):
                 await asyncio.sleep(0.1)
+            self._leaves_well = self._place.trains and not self._failure.done()
         await self.close()
 
     def _last_to_go(self) -> bool:
@@ -466,6 +450,9 @@ class Node:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        leaves_well, self._leaves_well = self._leaves_well, False
+        if leaves_well:  # when nothing that is sent or reduced here can change it any more
+            owed, sent = await self.actions.work(self.actions.state.owed), self.actions.state.sent
         if self._archiver is not None:
             await self._archiver.close()
         hub: HubClient | None = getattr(self, "hub", None)
@@ -479,6 +466,8 @@ class Node:
             self.actions.close()
         if hub is not None:
             await hub.close()
+        if leaves_well:
+            self._note(await asyncio.to_thread(kept, self._residuals, owed, sent, self.core.over))
         if keeper := getattr(self, "_keeper", None):
             keeper.close()
         if self._failure.done():

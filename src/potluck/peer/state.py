@@ -6,6 +6,7 @@ The shell runs these in one worker thread, the simulator inline.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,12 @@ from potluck.errors import CorruptData, StoreError
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
 from potluck.peer.dataplane import Carry, DataPlane, Given, Vector, part_bounds
+from potluck.peer.residuals import Returning
 from potluck.peer.spare import Spare
 from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.contents import Contents
+from potluck.store.residuals import Owed
 from potluck.store.snapshots import load_snapshot, snapshot_files
 from potluck.wire.records import Blob, Commit, Genesis, PartInfo, Snapshot, TensorSpec
 from potluck.wire.result import Tally, describe, pack, unpack
@@ -77,6 +80,8 @@ class PeerState:
         self._weight, self._blocks = 0.0, 0
         self._member: tuple[int, int, int] | None = None
         self.plane: DataPlane | None = None
+        self.returning = Returning(None, self._parts, _nothing)
+        """What an earlier life left."""
 
     @property
     def size(self) -> int:
@@ -229,7 +234,7 @@ class PeerState:
         ours = self._member is not None and self._member[:2] == (commit.round, commit.attempt)
         index = self._member[2] if ours and self._member is not None else None
         self._decided(commit.round)
-        return self.plane.apply(commit, values, index)
+        return self.returning.meet(self.plane, self.plane.apply(commit, values, index), commit)
 
     def begin(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take a state over as it is."""
@@ -237,8 +242,29 @@ class PeerState:
             self.plane = DataPlane(
                 theta, momentum, round_, self._parts, self._codec, self._outer, self._keeps
             )
-            return Carry(theta.copy(), None)
-        return self.plane.load(theta, momentum, round_)
+            carry = Carry(theta.copy(), None)
+        else:
+            carry = self.plane.load(theta, momentum, round_)
+        return self.returning.meet(self.plane, carry, None)
+
+    def owed(self) -> Owed | None:
+        """What this life leaves behind, in the plane's own memory; None if it has no state, or not yet taken
+        up or dropped what an earlier one left.
+        """
+        if self.plane is None or self.returning.waiting:
+            return None
+        owed = self.plane.owed()
+        return replace(owed, flying=self._member if owed.counted else None)
+
+    @property
+    def sent(self) -> float:
+        """The norm of our last contribution, as it was sent."""
+        return self.plane.sent if self.plane is not None else 0.0
+
+    def afresh(self, carry: Carry) -> Carry:
+        """The same new state, for a model that does not train yet."""
+        assert self.plane is not None, "a state was taken over"
+        return self.plane.afresh(carry)
 
     def load(self, snapshot: Snapshot) -> Carry:
         """Take a snapshot's state over.
@@ -290,6 +316,10 @@ class PeerState:
     def write_snapshot(self) -> Snapshot:
         """Write the state as it is; as ``write``."""
         return self.write(self.copy())
+
+
+def _nothing() -> None:
+    """Nothing is there to be removed."""
 
 
 def _values(raw: bytes, commit: Commit, info: PartInfo) -> bytes | memoryview:

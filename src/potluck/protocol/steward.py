@@ -60,7 +60,8 @@ ROUND_TRIPS = 4
 class Rules:
     """What the recipe says about rounds; ``round_bytes`` is the size of one whole encoded contribution.
 
-    A round of more than ``flat`` members has groups.
+    A round of more than ``flat`` members has groups. Its members have done ``least_steps`` inner steps each
+    on the average when it opens.
     """
 
     round_tokens: int
@@ -69,6 +70,7 @@ class Rules:
     end_rounds: int
     round_bytes: int
     flat: int = FLAT
+    least_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -182,24 +184,45 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
         return Decision(None, "waiting for a peer that trains")
     ready = [p for p in trainers if _ready(p, view.round, base)]
     done = sum(p.tokens for p in ready)
+    steps, least = _steps(ready), rules.least_steps
     rest = _used_up(view, trainers, done)
-    if (done < rules.round_tokens and not rest) or not ready:
-        return Decision(
-            None,
-            f"{done:,.0f} of {rules.round_tokens:,} tokens done by {len(ready)} of {len(trainers)} peers",
-        )
+    dry = _used_up(view, ready, done)  # while one that stands still has data, the others need not have more
+    long = least == 1 or steps >= least or dry
+    if (not (done >= rules.round_tokens and long) and not rest) or not ready:
+        who = f"{len(ready)} of {len(trainers)} peers"
+        return Decision(None, _work(done, rules, who, steps))
     late = [p.name or p.peer[:8] for p in trainers if p.round < view.round]
     if late and now - times.committed < SETTLE_S:
         return Decision(None, f"{', '.join(late)} still applying round {view.round}")
     speed = sum(p.tokens_per_s for p in ready)
-    near_s = max(NEAR_S, NEAR_SHARE * rules.round_tokens / speed) if speed > 0 else 0.0
-    near = [] if rest else _near(view, swarm, near_s, now)  # of the rest no more will come to tell the time
-    if near and done < rules.round_tokens + near_s * speed:
+    due = max(rules.round_tokens, done * least / steps if least > 1 and steps > 0 else 0.0)
+    near_s = max(NEAR_S, NEAR_SHARE * due / speed) if speed > 0 else 0.0
+    # Of the rest no more will come to tell the time.
+    near = [] if rest or dry else _near(view, swarm, near_s, now)
+    if near and done < due + near_s * speed:
         return Decision(None, f"{_names(near)} nearly caught up with round {view.round}")
-    reason = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {_names(ready)}"
+    reason = _work(done, rules, _names(ready), steps)
     if done < rules.round_tokens:
         reason = f"the data is used up: the last {done:,.0f} tokens, done by {_names(ready)}"
     return Decision(_open(view, ready, base, rules, reason), reason)
+
+
+def _steps(ready: Sequence[Progress]) -> float:
+    """Inner steps behind a token of the round, on the average. So a peer counts as it does in the mean: one
+    that is slow, or has just come, with few tokens as yet, keeps nobody waiting.
+    """
+    tokens = sum(p.tokens for p in ready)
+    return sum(p.tokens * p.steps for p in ready) / tokens if tokens > 0 else 0.0
+
+
+def _work(done: float, rules: Rules, who: str, steps: float) -> str:
+    """In words, what is done of a round."""
+    words = f"{done:,.0f} of {rules.round_tokens:,} tokens done by {who}"
+    return (
+        words
+        if rules.least_steps == 1
+        else f"{words}, {steps:.1f} of at least {rules.least_steps} steps each"
+    )
 
 
 def _near(view: RunView, swarm: Swarm, near_s: float, now: float) -> list[Progress]:

@@ -42,6 +42,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._found: dict[str, bytes] = {}
+        self.beside: dict[str, bytes] = {}
+        """Other files of the same disk, by name."""
         self.full = False
 
     def put(self, raw: bytes | memoryview, name: str = "") -> str:

@@ -5,30 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import msgspec
 import numpy as np
-from msgspec import Raw, Struct
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from potluck.errors import CorruptData, ModelMismatch
+from potluck.store.tensors import opened
 from potluck.wire.records import TensorSpec
 
 MODEL = "model.safetensors"
 MOMENTUM = "momentum.safetensors"
 METADATA = {"format": "pt"}
 """What Hugging Face transformers looks for before it loads a file."""
-
-LENGTH_BYTES = 8
-"""Before the header of a file: how long it is."""
-
-
-class _Entry(Struct, frozen=True):
-    """What a file's header says of a tensor; its bytes are at these offsets behind the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
 
 
 def snapshot_files(
@@ -80,7 +68,12 @@ def _read(
     """The values of a file's tensors, one after another in the order of ``tensors``."""
     if name not in files:
         raise CorruptData(f"the snapshot has no {name}; take it from another peer")
-    found, data = _opened(name, files[name])
+    try:
+        found, _, data = opened(files[name])
+    except CorruptData as error:
+        raise CorruptData(
+            f"{name} of the snapshot can't be read, take it from another peer: {error}"
+        ) from error
     if found.keys() != {spec.name for spec in tensors}:
         odd = sorted(found.keys() ^ {spec.name for spec in tensors})
         raise CorruptData(f"{name} does not hold the run's tensors: {', '.join(odd[:8])} missing or too many")
@@ -92,32 +85,3 @@ def _read(
     if len(pieces) == 1 and pieces[0].flags.writeable and pieces[0].flags.aligned:
         return pieces[0]
     return np.concatenate(pieces, dtype=np.float32) if pieces else np.empty(0, np.float32)
-
-
-def _opened(name: str, raw: bytes | bytearray) -> tuple[dict[str, _Entry], NDArray[np.uint8]]:
-    """What a file says of its tensors, which lie one behind the other in all that follows; and that, not
-    copied.
-    """
-    try:
-        start = LENGTH_BYTES + int.from_bytes(raw[:LENGTH_BYTES], "little")
-        header = msgspec.json.decode(raw[LENGTH_BYTES:start], type=dict[str, Raw])
-        header.pop("__metadata__", None)
-        found = {key: msgspec.json.decode(entry, type=_Entry) for key, entry in header.items()}
-    except (ValueError, RecursionError) as error:  # what msgspec raises
-        raise _unreadable(name, error) from error
-    ends = [0]
-    for begin, end in sorted(entry.data_offsets for entry in found.values()):
-        if begin != ends[-1] or end < begin:
-            raise _unreadable(name, f"a tensor is at byte {begin}, where {ends[-1]} is due")
-        ends.append(end)
-    if ends[-1] != len(raw) - start:
-        raise _unreadable(name, f"it should end at byte {start + ends[-1]}, and has {len(raw)}")
-    for entry in found.values():
-        begin, end = entry.data_offsets
-        if entry.dtype == "F32" and end - begin != 4 * math.prod(entry.shape):
-            raise _unreadable(name, f"a tensor of {entry.shape} has {end - begin} bytes")
-    return found, np.frombuffer(raw, np.uint8, offset=start) if start < len(raw) else np.empty(0, np.uint8)
-
-
-def _unreadable(name: str, why: object) -> CorruptData:
-    return CorruptData(f"{name} of the snapshot can't be read, take it from another peer: {why}")

@@ -35,7 +35,7 @@ class Caller(ABC):
     core: PeerCore
     store: MemoryStore
     machine: Machine
-    _state: PeerState | None
+    state: PeerState | None
 
     @abstractmethod
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
@@ -82,9 +82,9 @@ class Caller(ABC):
         self.poll()
 
     def _send_contribution(self, effect: SendContribution) -> None:
-        assert self._state is not None
+        assert self.state is not None
         where = (effect.round, effect.attempt, effect.part)
-        given = self._state.contribution(*where) or Contribution(0.0, b"")
+        given = self.state.contribution(*where) or Contribution(0.0, b"")
         push = PushContribution(*where, given.weight, len(given.raw), given.blocks)
 
         def answered(reply: object) -> None:
@@ -98,23 +98,23 @@ class Caller(ABC):
 
     def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
         """Another member's contribution came, as large as its part, or empty if there will be none."""
-        if self._state is None:
+        if self.state is None:
             return Answer(False, "no state yet", retry=True)
-        due = self._state.contribution_sizes(push.part) if push.weight > 0 else range(1)
+        due = self.state.contribution_sizes(push.part) if push.weight > 0 else range(1)
         if due is None or len(raw) not in due:
             self.sim.fail(f"{member.peer[:4]} gives {len(raw)} bytes for part {push.part}, {due} are due")
         answer = self.core.contributed(push, member)
         if answer.ok and self.core.exchange is not None:
             index = self.core.exchange.members.index(member)
             where = (push.round, push.attempt, push.part, index)
-            self._state.take(*where, Contribution(push.weight, raw, push.blocks))
+            self.state.take(*where, Contribution(push.weight, raw, push.blocks))
             self.poll()
         return answer
 
     def _send_partial(self, effect: SendPartial) -> None:
-        assert self._state is not None
+        assert self.state is not None
         where = (effect.round, effect.attempt, effect.part)
-        found = None if effect.lead is None else self._state.partial(*where, effect.lead)
+        found = None if effect.lead is None else self.state.partial(*where, effect.lead)
         given = found or Partial((), b"")
         push = PushPartial(*where, given.contributors, given.blocks, effect.abstained, len(given.raw))
 
@@ -129,15 +129,15 @@ class Caller(ABC):
 
     def take_partial(self, push: PushPartial, member: Member, raw: bytes) -> Answer:
         """The mean of what another member's group gave came."""
-        if self._state is None:
+        if self.state is None:
             return Answer(False, "no state yet", retry=True)
-        due = self._state.partial_sizes(push.part) if push.contributors else range(1)
+        due = self.state.partial_sizes(push.part) if push.contributors else range(1)
         if due is None or len(raw) not in due:
             self.sim.fail(f"{member.peer[:4]} sends {len(raw)} bytes for part {push.part}, {due} are due")
         answer = self.core.partial(push, member)
         if answer.ok and push.contributors:
             given = Partial(push.contributors, raw, push.blocks)
-            self._state.take_partial(push.round, push.attempt, push.part, given)
+            self.state.take_partial(push.round, push.attempt, push.part, given)
         self.poll()
         return answer
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from potluck.store.contents import MemoryStore
+from potluck.testing.leaving import Leaving
 from potluck.testing.machine import RECONNECT_S
 from potluck.testing.scenario import HUB, Fault
 from potluck.wire.records import Member
@@ -42,6 +43,7 @@ class Faults:
             "crash {peer}": self._crash,
             "crash {peer} for {s}": self._crash,
             "crash {peer} for {s} without disk": partial(self._crash, disk=False),
+            "leave {peer} for {s}": self._leave,
             "kill {peer}": self._on(sim.kill),
             "join {peer}": self._join,
             "pause {peer} for {s}": self._on(lambda peer, s: peer.machine.pause(s)),
@@ -102,6 +104,13 @@ class Faults:
         if after_s >= 0:
             store = victim.store if disk else MemoryStore()
             self.sim.at(after_s, partial(self._start, victim.me.peer, store))
+
+    def _leave(self, name: str, after_s: float) -> None:
+        """A peer goes in good order, and comes back."""
+        peer = self.sim.peers.get(self.sim.peer_id(name))
+        if peer is not None and not peer.core.leaving and self.may_vanish([peer]):
+            come = partial(self._start, peer.me.peer, peer.store)
+            peer.machine.do(Leaving(self.sim, peer, lambda: self.sim.at(after_s, come)).begin)
 
     def _start(self, peer: str, store: MemoryStore) -> None:
         self.sim.shelf.pop(peer, None)

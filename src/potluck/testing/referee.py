@@ -130,6 +130,14 @@ class Referee:
                 f"a member gives other than its progress and residual in round {key[0]}: off by {off:.6f}"
             )
 
+    def took_up(self, member: Member, last: Member, round_: int) -> None:
+        """A life took up what the ``last`` one of its peer, which left after a round, had not sent."""
+        for later in sorted(r for r in self.commits if r > round_):
+            seen = self.commits[later]
+            place = seen.members.index(last) if last in seen.members else None
+            self.residuals.applied(last, seen.commit, place, seen.decoded)
+        self.residuals.took_up(member, last)
+
     def reduced(
         self, member: Member, key: tuple[int, int], members: tuple[Member, ...], info: PartInfo, raw: bytes
     ) -> None:
@@ -194,12 +202,16 @@ class Referee:
             self._fail(f"round {commit.round} is committed after round {max(self.commits, default=0)}")
         given = self._given.get((commit.round, commit.attempt), {})
         for index in sorted(contributors(commit.parts)):
+            if members[index] in self.residuals.closed:
+                self._fail(f"round {commit.round} has a contribution whose residual was taken up without it")
             self._trained(commit, members[index], given.get(members[index]), data.get(members[index], ()))
         everywhere = set.intersection(*(set(dict(info.contributors)) for info in commit.parts))
         left_out = tuple(m for index, m in enumerate(members) if m in given and index not in everywhere)
         decoded: list[Exact] = []
         self.commits[commit.round] = Seen(now, commit, members, decoded, left_out)
         for part, raw in enumerate(raws):
+            if commit.parts[part].digest in self.residuals.closed_results:
+                self._fail(f"round {commit.round} has a result whose residual was taken up without it")
             if raw is None:
                 self._fail(f"round {commit.round} part {part} is committed, and nobody has it")
             else:

@@ -46,12 +46,28 @@ class Residuals:
         self._cuts: dict[Member, tuple[Key, Exact, Exact]] = {}
         self._results: dict[Member, dict[tuple[int, str], Exact]] = {}
         self._unsure: set[tuple[Member, int]] = set()
+        self.closed: set[Member] = set()
+        """Lives of which nothing may count any more, for what they owed another one has taken up."""
+        self.closed_results: set[str] = set()
+        """Digests of their results that had not counted by then."""
 
     def forget(self, member: Member) -> None:
         """A life takes another state over: what it owed belongs to the old one."""
         for account in (self._up, self._down, self._cuts, self._results):
             account.pop(member, None)
         self._unsure = {(other, part) for other, part in self._unsure if other != member}
+
+    def took_up(self, member: Member, last: Member) -> None:
+        """A life owes from now on what the last one of its peer does."""
+        up, down = self._up.pop(last, np.zeros(self._n)), self._down.pop(last, {})
+        self._up[member] = self._up.get(member, np.zeros(self._n)) + up
+        own = self._down.setdefault(member, {})
+        for part, values in down.items():
+            own[part] = own.get(part, np.zeros(values.size)) + values
+        self._unsure |= {(member, part) for other, part in self._unsure if other == last}
+        self.closed.add(last)
+        self.closed_results |= {digest for _, digest in self._results.pop(last, {})}
+        self._cuts.pop(last, None)
 
     def begins(self, member: Member) -> None:
         """A life's model is the shared state again: what it alone held is lost."""

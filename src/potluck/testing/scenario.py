@@ -28,6 +28,7 @@ FORMS = {
     "crash {peer}": "SIGKILL for good; not of the last holder of what others need",
     "crash {peer} for {s}": "the same, and it comes back with its disk",
     "crash {peer} for {s} without disk": "the same, and it comes back with an empty disk",
+    "leave {peer} for {s}": "it leaves in good order, and comes back with its disk",
     "kill {peer}": "SIGKILL, whatever it alone holds",
     "join {peer}": "a newcomer",
     "pause {peer} for {s}": "SIGSTOP, then SIGCONT",
@@ -100,7 +101,8 @@ class World:
     """How unkind the world is: the swarm, its wires, and rates (per simulated minute) for making faults up.
 
     Delays are one way, in seconds. ``learning`` is how much a step changes a model; ``round_tokens`` 0 is
-    200 for each peer; ``keeps`` 1 is ``Rounds.keeps``; rounds of more than ``flat`` members have groups;
+    200 for each peer; ``least_steps`` is ``Rounds.least_steps``, ``keeps`` 1 is ``Rounds.keeps``; rounds of
+    more than ``flat`` members have groups;
     ``thin`` is the share of peers that say that their link is ten times as thin (if 0, links are unknown);
     the data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); without a commit for
     ``bound_s`` the swarm is taken for stuck.
@@ -115,6 +117,7 @@ class World:
     late: float = 0.0
     learning: float = 0.01
     round_tokens: int = 800
+    least_steps: int = 1
     outer: str = "nesterov"
     codec: str = "int8"
     keeps: int = 0
@@ -139,6 +142,7 @@ class World:
     stalls: float = 0.5
     bursts: float = 0.5
     restarts: float = 0.2
+    leaves: float = 0.5
 
     @property
     def tokens(self) -> int:
@@ -167,6 +171,7 @@ RATES = (
     "stalls",
     "bursts",
     "restarts",
+    "leaves",
 )
 """Fields of ``World`` by which faults are made up; a scenario's text has the faults instead."""
 
@@ -184,11 +189,22 @@ def kind(world: World) -> World:
 CALM = kind(World(loss=0.0, duplicate=0.0))
 """Nothing goes wrong: delays are all there is."""
 
-LIGHT = World(thin=0.2, crashes=1.0, joins=1.0, pauses=0.5, partitions=0.5, slows=0.1, restarts=0.0)
+LIGHT = World(
+    thin=0.2, crashes=1.0, joins=1.0, pauses=0.5, partitions=0.5, slows=0.1, restarts=0.0, leaves=1.0
+)
 """Friends' machines on an ordinary day, in fast motion."""
 
 HEAVY = World(
-    thin=0.3, crashes=6, joins=4, pauses=3, partitions=3, one_ways=1.5, torn=3, divergences=1, stalls=2
+    thin=0.3,
+    crashes=6,
+    joins=4,
+    pauses=3,
+    partitions=3,
+    one_ways=1.5,
+    torn=3,
+    divergences=1,
+    stalls=2,
+    leaves=2,
 )
 """Something happens every few seconds."""
 
@@ -284,7 +300,7 @@ def _setting(value: object) -> str:
 
 
 _CHOICES = {"outer": ("nesterov", "average"), "codec": tuple(CODECS)}
-_INTEGERS = ("peers", "round_tokens", "blocks", "epochs", "flat", "keeps")
+_INTEGERS = ("peers", "round_tokens", "least_steps", "blocks", "epochs", "flat", "keeps")
 
 
 def _read_setting(name: str, words: list[str]) -> object:
@@ -298,7 +314,9 @@ def _read_setting(name: str, words: list[str]) -> object:
             raise ValueError(f"it is {', '.join(others)} or {last}")
         return words[0]
     values = [int(word) if name in _INTEGERS else float(word) for word in words]
-    if not all(0 <= value < float("inf") for value in values) or (name == "peers" and values[0] < 1):
+    if not all(0 <= value < float("inf") for value in values) or (
+        name in ("peers", "least_steps") and values[0] < 1
+    ):
         raise ValueError("it can't be so")
     return (float(values[0]), float(values[1])) if name == "delay_s" else values[0]
 
@@ -340,7 +358,7 @@ class _Author:
         }
         minutes = self.world.duration_s / 60
         planned: list[tuple[float, str]] = []
-        for name in RATES:
+        for name in [name for name in RATES if name != "leaves"]:
             for _ in range(self._poisson(getattr(self.world, name) * minutes)):
                 planned.append((self._s(2, self.world.duration_s), name))
         faults = []
@@ -352,7 +370,14 @@ class _Author:
                 faults.append(Fault(at, "join {peer}", (self.names[-1],)))
             elif len(self.names) > 1 or name not in ("partitions", "one_ways", "mutes"):
                 faults.append(Fault(at, *kinds[name]()))
-        return Scenario(self.seed, kind(self.world), tuple(faults))
+        faults += self._leaves(minutes)
+        return Scenario(self.seed, kind(self.world), tuple(sorted(faults, key=lambda fault: fault.at)))
+
+    def _leaves(self, minutes: float) -> list[Fault]:
+        """By chance of their own, so that all else is as it is without them."""
+        self.random = random.Random(f"leaves/{self.seed}")
+        times = [self._s(2, self.world.duration_s) for _ in range(self._poisson(self.world.leaves * minutes))]
+        return [Fault(at, "leave {peer} for {s}", (self._peer(), self._s(0.5, 15))) for at in times]
 
     def _crash(self) -> tuple[str, tuple[str | float, ...]]:
         peer, fate = self._peer(), self.random.random()
@@ -408,6 +433,7 @@ def small(seed: int) -> World:
         outer="nesterov" if seed % 2 else "average",
         codec=_CHOICES["codec"][(seed + seed // 25) % 5],
         keeps=seed // 12 % 2,
+        least_steps=8 if seed // 5 % 4 == 3 else 1,
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
         flat=3 if seed % 4 == 3 else FLAT,

@@ -54,7 +54,8 @@ class Outcome:
     """What a simulation ended with.
 
     ``requests`` went from peer to peer, ``announcements`` to the hub, which made ``deliveries`` of them;
-    bytes are those of their content. ``lives_s`` is the sum of the times that peers lived.
+    bytes are those of their content. ``lives_s`` is the sum of the times that peers lived. Of peers that
+    ``left`` in good order and came back, so many have ``taken_up`` what they had not sent.
     """
 
     rounds: int = 0
@@ -62,6 +63,8 @@ class Outcome:
     reassigned: int = 0
     crashes: int = 0
     joins: int = 0
+    left: int = 0
+    taken_up: int = 0
     tokens: int = 0
     events: int = 0
     longest_s: float = 0.0
@@ -97,6 +100,8 @@ class Simulation:
         self.peers: dict[str, SimPeer] = {}
         self.shelf: dict[str, MemoryStore] = {}
         """Disks of which everything starts again in a moment."""
+        self.left: dict[str, tuple[Member, int]] = {}
+        """Of peers that left in good order, their last life and the round that it had applied."""
         self.clocks: dict[str, float] = {}
         self.outcome = Outcome()
         self.recipe = Recipe(
@@ -105,6 +110,7 @@ class Simulation:
             end=End(epochs=world.epochs),
             rounds=Rounds(
                 tokens=world.tokens,
+                least_steps=world.least_steps,
                 codec=world.codec,
                 keeps=bool(world.keeps),
                 grace_s=3.0,
@@ -112,7 +118,8 @@ class Simulation:
                 parts=5,
             ),
         )
-        self.rules = Rules(world.tokens, self.recipe.rounds.grace_s, 0, 0, 100, world.flat)
+        grace_s, least = self.recipe.rounds.grace_s, world.least_steps
+        self.rules = Rules(world.tokens, grace_s, 0, 0, 100, world.flat, least)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._born = 0
@@ -311,9 +318,22 @@ class Simulation:
     def kill(self, victim: SimPeer) -> None:
         """SIGKILL."""
         self.outcome.crashes += 1
+        self._ends(victim)
+
+    def leave(self, peer: SimPeer) -> None:
+        """A peer is gone, in good order."""
+        self.outcome.left += 1
+        self._ends(peer)
+
+    def _ends(self, victim: SimPeer) -> None:
         self.outcome.lives_s += self.now - victim.machine.born_at
         victim.machine.alive = False
         del self.peers[victim.me.peer]
+
+    def took_up(self, member: Member) -> None:
+        """A life took up what the last one of its peer had not sent."""
+        self.outcome.taken_up += 1
+        self.referee.took_up(member, *self.left.pop(member.peer))
 
     def hub_away(self, seconds: float) -> None:
         """The hub is away for a while: no announcement and no record gets through."""

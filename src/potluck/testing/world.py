@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from potluck.data.leases import LeaseQueue
 from potluck.errors import StoreError
 from potluck.peer.dataplane import Carry, Vector, carried
+from potluck.peer.residuals import found
 from potluck.peer.state import Missing, PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
@@ -36,7 +37,9 @@ from potluck.protocol.effects import (
     WriteSnapshot,
 )
 from potluck.store.contents import MemoryStore
+from potluck.store.residuals import Whose
 from potluck.testing.calls import Caller
+from potluck.testing.leaving import MemoryResiduals
 from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
 from potluck.wire.messages import MAX_RATE, Progress
@@ -73,12 +76,14 @@ class SimPeer(Caller):
         self._step_s = self._step_due_s = STEP_S
         self._speed = speed
         self._sequence = 0
-        self._state: PeerState | None = None
-        self._tokens = 0.0
+        self.state: PeerState | None = None
+        self.residuals: MemoryResiduals
+        self._tokens, self._steps = 0.0, 0
         self._in_flight = 0.0
         self._data = LeaseQueue()
         self._local: Vector | None = None
         self._shared: Vector
+        self._newest: Vector
         self._diverged = self._miscounts = self._waiting = False
         self._stepped_at = sim.now
         self._carries: list[Carry] = []
@@ -92,10 +97,10 @@ class SimPeer(Caller):
         """Come up: read the ledger, announce, train. ``theta`` is the founder's initial state."""
         self._follow()
         if theta is not None:
-            assert self._state is not None
-            self._take(self._state.begin(theta.copy(), np.zeros_like(theta), 0))
-            assert self._state.plane is not None
-            self.core.applied(0, self._state.plane.digest, loaded=False)
+            assert self.state is not None
+            self._take(self.state.begin(theta.copy(), np.zeros_like(theta), 0))
+            assert self.state.plane is not None
+            self.core.applied(0, self.state.plane.digest, loaded=False)
         self.later(0.0, self._beat)
         self.later(STEP_S, self._step)
         self.later(0.5, self._poll_ledger)
@@ -119,6 +124,7 @@ class SimPeer(Caller):
             name=self.name,
             since=int(self.me.session, 16),
             tokens=self._tokens,
+            steps=self._steps,
             leased=self._data.leased,
             wants=max(0, LEASE - self._data.left) if 2 * self._data.left < LEASE else 0,
             waiting=self._waiting,
@@ -165,7 +171,7 @@ class SimPeer(Caller):
             sequence, entry = self._sequence, self.sim.entry(self._sequence)
             body = entry.record.body
             if isinstance(body, Genesis):
-                self._state = PeerState(self.store, self.sim.recipe, body)
+                self._genesis(body)
             if isinstance(body, Open) and self.core.catchup.round == body.round - 1:
                 self.sim.referee.excused.discard(self.name)
             self.core.followed(entry, self.machine.now)
@@ -173,7 +179,15 @@ class SimPeer(Caller):
                 self.sim.committed(entry, self)
             elif isinstance(body, Reassign):
                 self.sim.reassigned.add(sequence)
+        if self.state is not None and self.state.plane is None:
+            self.state.returning.compare(self.core.view, self.me.peer)
         self.poll()
+
+    def _genesis(self, body: Genesis) -> None:
+        self.state = PeerState(self.store, self.sim.recipe, body)
+        whose = Whose(body.run, self.me.peer, self.sim.world.codec, self.state.size, body.parts)
+        self.residuals = MemoryResiduals(self.store, whose)
+        self.state.returning = found(self.residuals, body.parts)
 
     # -- training --------------------------------------------------------------------------------
 
@@ -181,7 +195,7 @@ class SimPeer(Caller):
         """One inner step, after the boundary at which state and cuts are exchanged with the trainer."""
         self._step_s, self._step_due_s = self._step_due_s, STEP_S * self.machine.pace
         self.later(max(self._step_due_s, self.machine.stalled_s), self._step)
-        if not self.machine.steps:
+        if not self.machine.steps or self.core.leaving:
             return
         self.sim.outages.stepped(self)
         self._stepped_at = self.sim.now
@@ -223,18 +237,28 @@ class SimPeer(Caller):
         self._data.stepped()
         # Tokens of a step stay what they are: a slow one takes longer over them.
         self._tokens += tokens
+        self._steps += 1
         self.sim.referee.steps(self.me, self._local - before, tokens)
 
     def _take(self, carry: Carry) -> None:
         """A new shared state is here; the model gets it at the next boundary."""
         if carry.origin is None:
             self._carries, self._local = [], None
-            self._tokens = self._in_flight = 0.0
+            self._tokens, self._steps, self._in_flight = 0.0, 0, 0.0
             self._data.rewind()
             self.sim.referee.begins(self.me)
         elif carry.included:
             self._in_flight = 0.0
         self._carries.append(carry)
+        assert self.state is not None
+        assert self.state.plane is not None
+        self._newest = self.state.plane.theta.copy()
+
+    def withdraw(self) -> None:
+        """Nothing is given any more: nobody needs to wait for a cut that was asked for."""
+        if self._cut is not None:
+            self.core.cut_done(*self._cut, 0.0)
+            self._cut = None
 
     def diverge(self) -> None:
         """The model becomes NaN."""
@@ -248,10 +272,10 @@ class SimPeer(Caller):
 
     def _boundary(self) -> None:
         assert self._local is not None
-        assert self._state is not None
+        assert self.state is not None
         if self._carries:
             self._local = carried(self._local, self._carries)
-            self._shared = self._carries[-1].theta
+            self._shared = self._newest
             self._carries.clear()
         self.sim.referee.boundary(self.me, self.name, self._local, self._shared)
         exchange = self.core.exchange
@@ -263,17 +287,17 @@ class SimPeer(Caller):
             return
         local = self._local * np.float32("nan" if self._diverged else "1")
         trained = self._data.trained()
-        if self._state.cut(*key, exchange.index, local, weight, len(trained)):
-            self._in_flight, self._tokens = weight, 0.0
-            found = [self._state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
+        if self.state.cut(*key, exchange.index, local, weight, len(trained)):
+            self._in_flight, self._tokens, self._steps = weight, 0.0, 0
+            found = [self.state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
             if weight > 0:
                 given = Given(weight, tuple(part.raw for part in filter(None, found)), tuple(trained))
                 self.sim.referee.cut(self.me, key, given)
             self.core.cut_done(*key, weight)
         else:
-            assert self._state.plane is not None
+            assert self.state.plane is not None
             self._diverged = False
-            self._take(Carry(self._state.plane.theta.copy(), None))
+            self._take(Carry(self.state.plane.theta.copy(), None))
             self.core.cut_done(*key, 0.0)
         self.poll()
 
@@ -306,6 +330,8 @@ class SimPeer(Caller):
                 self._append(effect)
             case Cut():
                 self._cut = (effect.round, effect.attempt)
+                if self.core.leaving:
+                    self.withdraw()
             case SendContribution():
                 self._send_contribution(effect)
             case Combine():
@@ -330,8 +356,8 @@ class SimPeer(Caller):
                 self._data.included(effect.blocks)
             case Revoked():
                 self._data.revoke()
-                if self._state is not None and self._state.plane is not None:
-                    self._take(Carry(self._state.abandon(), None))
+                if self.state is not None and self.state.plane is not None:
+                    self._take(Carry(self.state.abandon(), None))
                     self.sim.referee.residuals.abandon(self.me)
             case Note():
                 self.sim.note(self.name, effect.text)
@@ -351,19 +377,19 @@ class SimPeer(Caller):
         self.sim.at(self.sim.delay(), arrive)
 
     def _combine(self, effect: Combine) -> None:
-        assert self._state is not None
+        assert self.state is not None
         where = (effect.round, effect.attempt, effect.part)
-        self.core.combined(*where, *self._state.combine(*where, effect.contributors))
+        self.core.combined(*where, *self.state.combine(*where, effect.contributors))
         self.poll()
 
     def _reduce(self, effect: Reduce) -> None:
-        assert self._state is not None
+        assert self.state is not None
         where = (effect.round, effect.attempt, effect.part)
         if not self.core.reduces(*where):
             self.core.reduced(*where, None, ())
             return
         try:
-            info, refused = self._state.reduce(*where, effect.contributors, effect.partials)
+            info, refused = self.state.reduce(*where, effect.contributors, effect.partials)
         except StoreError:
             self.later(AILING_S, lambda: self._settle(lambda _: self.core.reduced(*where, None, ()), None))
             return
@@ -374,18 +400,19 @@ class SimPeer(Caller):
         self.poll()
 
     def _change_state(self, effect: Apply | LoadSnapshot) -> None:
-        assert self._state is not None
+        assert self.state is not None
+        had = self.state.returning.taken_up
         try:
             if isinstance(effect, Apply):
-                carry = self._state.apply(effect.commit)
+                carry = self.state.apply(effect.commit)
             else:
-                carry = self._state.load(effect.snapshot)
+                carry = self.state.load(effect.snapshot)
         except Missing as missing:
             self.core.missing(missing.digests)
             self.poll()
             return
-        assert self._state.plane is not None
-        plane = self._state.plane
+        assert self.state.plane is not None
+        plane = self.state.plane
         if isinstance(effect, Apply):
             if self._miscounts:
                 self._miscounts = False
@@ -398,15 +425,19 @@ class SimPeer(Caller):
             self.sim.referee.state(self.name, plane.round, plane.digest)
             self.sim.referee.residuals.forget(self.me)
         self._take(carry)
+        for text in self.state.returning.news():
+            self.sim.note(self.name, text)
+        if self.state.returning.taken_up and not had:
+            self.sim.took_up(self.me)
         self.core.applied(plane.round, plane.digest, loaded=isinstance(effect, LoadSnapshot))
         self.poll()
 
     def _write_snapshot(self, effect: WriteSnapshot) -> None:
-        assert self._state is not None
+        assert self.state is not None
         if self.core.catchup.round != effect.round:
             return
         try:
-            snapshot = self._state.write_snapshot()
+            snapshot = self.state.write_snapshot()
         except StoreError:
             self.later(AILING_S, partial(self._write_snapshot, effect))
             return
