@@ -87,7 +87,7 @@ class Actions:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self.core, self.state = core, state
-        self.handover = Handover(self._taken_in_thread)
+        self.handover = Handover(self._taken_in_thread, state.fragments)
         self.sync: Callable[[], str] = str
         """Makes the ledger as followed so far durable, in the worker; returns what went wrong, in words."""
         self._links, self._ledger, self._chain = links, ledger, chain

@@ -1,14 +1,16 @@
 """The vectors of one peer: shared state, local progress, residuals. No I/O, and no decisions.
 
-Vectors are fp32 on the CPU, all parameters one after the other [n]; part p is a range of them. Contributions
-and results are both encoded with error feedback (``codecs.feedback``): a member's residual goes up with
-its next contribution, a reducer's comes down with the part's next result.
+Vectors are fp32 on the CPU, all parameters one after the other [n]; part p of a round is a range of them
+(``Layout``). Contributions and results are both encoded with error feedback (``codecs.feedback``): a member's
+residual goes up with its next contribution, a reducer's comes down with the next result of the same range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -35,21 +37,76 @@ share may be far larger, and must not make much of what is only an error of roun
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How vectors [n] are cut: into ``parts`` · ``fragments`` ranges. A round exchanges one fragment in turn,
+    each ``fragments``-th range from its first on (strided fragments: arXiv 2501.18512).
+    """
+
+    n: int
+    parts: int
+    fragments: int = 1
+
+    @cached_property
+    def bounds(self) -> list[slice]:
+        """All ranges."""
+        return part_bounds(self.n, self.parts * self.fragments)
+
+    def place(self, round_: int, part: int) -> int:
+        """Which of the ranges is a part of a round."""
+        return part * self.fragments + round_ % self.fragments
+
+    def range(self, round_: int, part: int) -> slice:
+        """The range of a part of a round."""
+        return self.bounds[self.place(round_, part)]
+
+    def size(self, round_: int, part: int) -> int:
+        """Values in a part of a round."""
+        bounds = self.range(round_, part)
+        return int(bounds.stop - bounds.start)
+
+
+class Move(NamedTuple):
+    """A range of the parameters, and the share of its progress that stays in the model."""
+
+    bounds: slice
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class Carry:
-    """What a new shared state does to a model in training: θ ← theta + (θ − origin), or θ ← theta.
+    """What a new shared state does to a model in training: θ ← theta + share · (θ − origin) in the ranges of
+    ``moves`` (None: everywhere, with all of it), ascending; or θ ← theta.
 
     ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
     that included our contribution, the old shared state for the others; but for what the model keeps
-    (``Rounds.keeps``). ``included``: there were any of the former.
+    (``Rounds.keeps``). To mix, it is the new shared state. ``included``: there were any that included it.
     """
 
     theta: Vector
     origin: Vector | None
     included: bool = False
+    moves: tuple[Move, ...] | None = None
 
     def within(self, bounds: slice) -> Carry:
         """What it does to a range of the parameters."""
-        return Carry(self.theta[bounds], None if self.origin is None else self.origin[bounds], self.included)
+        if self.origin is None:
+            return Carry(self.theta[bounds], None)
+        moves = None if self.moves is None else tuple(_clipped(self.moves, bounds))
+        return Carry(self.theta[bounds], self.origin[bounds], self.included, moves)
+
+    def touches(self, bounds: slice) -> bool:
+        """Whether it does anything to a range of the parameters."""
+        return self.origin is None or self.moves is None or any(_clipped(self.moves, bounds))
+
+
+def _clipped(moves: Sequence[Move], bounds: slice) -> Iterator[Move]:
+    """Those within a range, counted from its start."""
+    first = bisect_right(moves, bounds.start, key=lambda move: int(move.bounds.stop))
+    for ours, share in moves[first:]:
+        if ours.start >= bounds.stop:
+            return
+        start, stop = max(ours.start, bounds.start), min(ours.stop, bounds.stop)
+        yield Move(slice(start - bounds.start, stop - bounds.start), share)
 
 
 class Given(NamedTuple):
@@ -89,8 +146,10 @@ class DataPlane:
     Args:
         theta, momentum: shared state [n]; taken over, not copied.
         round_: the round they are the state after.
-        parts: how many ranges the vectors are cut into.
+        layout: how vectors are cut.
         keeps: what our contributions lose is in the model (``Carry``), and comes with its next difference.
+        mix: a model becomes that much of itself and the rest of a new shared state that has its progress;
+            None: what it learnt since its cut is carried over.
     """
 
     def __init__(
@@ -98,10 +157,11 @@ class DataPlane:
         theta: Vector,
         momentum: Vector,
         round_: int,
-        parts: int,
+        layout: Layout,
         codec: Codec,
         outer: OuterOptimizer,
         keeps: bool = False,
+        mix: float | None = None,
     ) -> None:
         self.theta = theta
         self.momentum = momentum
@@ -109,10 +169,11 @@ class DataPlane:
         self._digest: str | None = None
         self.codec = codec
         self._outer = outer
-        self._keeps = keeps
-        self._bounds = part_bounds(theta.size, parts)
+        self._keeps, self._mix = keeps, mix
+        self._layout = layout
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
+        """By place (``Layout.place``)."""
         self._cut: _Cut | None = None
         self._total = np.empty_like(theta)
         self._spare = Spare()
@@ -127,13 +188,15 @@ class DataPlane:
         return self._digest
 
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
-        """Take the model's parameters ``local`` [n], ours from now on, as this round's contribution.
+        """Take the model's parameters ``local`` [n], ours from now on, as this round's contribution; only
+        those in its fragment are looked at.
 
         Returns False, with nothing kept, when it holds NaN or infinity, or is absurd: it has to begin anew
         from the shared state, and a residual that it held is gone with it.
         """
         self._cut, total = None, self._total
-        for bounds in self._bounds:
+        for part in range(self._layout.parts):
+            bounds = self._layout.range(round_, part)
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
                 if not self._keeps:
@@ -153,42 +216,44 @@ class DataPlane:
         if cut is None or cut.key != (round_, attempt):
             return None
         if part not in cut.encoded:
-            cut.encoded[part] = self.codec.encode(cut.total[self._bounds[part]])
+            cut.encoded[part] = self.codec.encode(cut.total[self._layout.range(round_, part)])
         return cut.encoded[part]
 
-    def combine(self, part: int, given: Sequence[Given]) -> Mean:
+    def combine(self, round_: int, part: int, given: Sequence[Given]) -> Mean:
         """Weighted mean in fp32 of what a group gave, in that order; empty if nobody is left."""
-        values, kept, refused = self._sorted_out(part, given)
+        values, kept, refused = self._sorted_out(self._layout.size(round_, part), given)
         if not kept:
             return Mean(b"", (), refused)
         mean = weighted_mean(values, [one.weight for one in kept])
         return Mean(Fp32().encode(mean), _all(kept), refused)
 
-    def reduce(self, part: int, given: Sequence[Given]) -> Mean:
+    def reduce(self, round_: int, part: int, given: Sequence[Given]) -> Mean:
         """Weighted mean in that order, plus our downlink residual; empty if nobody is left.
 
         The residual is settled by the commit of the content that ``reduced_to`` names.
         """
-        values, kept, refused = self._sorted_out(part, given)
+        place, size = self._layout.place(round_, part), self._layout.size(round_, part)
+        values, kept, refused = self._sorted_out(size, given)
         if not kept:
             return Mean(b"", (), refused)
-        feedback = self._down.setdefault(part, self._feedback(self._size(part)))
+        feedback = self._down.setdefault(place, self._feedback(size))
         total = feedback.add(weighted_mean(values, [one.weight for one in kept]))
         raw = self.codec.encode(total)
-        self._reduced[part] = total
+        self._reduced[place] = total
         return Mean(raw, _all(kept), refused)
 
-    def reduced_to(self, info: PartInfo) -> None:
+    def reduced_to(self, round_: int, info: PartInfo) -> None:
         """What was reduced last for a part is the content with this digest."""
-        self._results[info.part, info.digest] = self._reduced.pop(info.part)
+        place = self._layout.place(round_, info.part)
+        self._results[place, info.digest] = self._reduced.pop(place)
 
     def _sorted_out(
-        self, part: int, given: Sequence[Given]
+        self, size: int, given: Sequence[Given]
     ) -> tuple[list[Vector], list[Given], tuple[int, ...]]:
         """Decoded values, what they are of, and the members whose can't be decoded or are absurd."""
         values, kept, refused = [], [], []
         for one in given:
-            value = self._decoded(one.raw, self._size(part), Fp32() if one.partial else self.codec)
+            value = self._decoded(one.raw, size, Fp32() if one.partial else self.codec)
             if value is None:
                 refused += [index for index, _ in one.weights]
             else:
@@ -205,28 +270,37 @@ class DataPlane:
         """
         assert commit.round == self.round + 1, "commits are applied in order"
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
-        origin, any_included = cut.local if cut is not None else self._copy(), False
-        for info, bounds in zip(commit.parts, self._bounds, strict=True):
-            included = cut is not None and index in dict(info.contributors)
-            held = self._up.residual[bounds].copy() if self._keeps and not included else None
-            if cut is not None and included:
+        origin = cut.local if cut is not None else self._spare.take(self.theta.size)
+        moves: list[Move] = []
+        any_included = False
+        for info in commit.parts:
+            place = self._layout.place(commit.round, info.part)
+            bounds, size = self._layout.bounds[place], self._layout.size(commit.round, info.part)
+            ours = cut if cut is not None and index in dict(info.contributors) else None
+            held = self._up.residual[bounds].copy() if self._keeps and ours is None else None
+            if ours is not None:
                 any_included = True
-                raw = self.contribution(*cut.key, info.part)
+                raw = self.contribution(*ours.key, info.part)
                 assert raw is not None
-                sent = self.codec.decode(raw, self._size(info.part))
-                np.subtract(cut.total[bounds], sent, out=self._up.residual[bounds])
+                sent = self.codec.decode(raw, size)
+                np.subtract(ours.total[bounds], sent, out=self._up.residual[bounds])
             else:
                 origin[bounds] = self.theta[bounds]
-            decoded = self._decoded_result(raws[info.part], info.part)
-            self._settle_down(info, decoded, index, bounds)
+            found = self._decoded(raws[info.part], size, self.codec)
+            decoded = found if found is not None else np.zeros(size, np.float32)
+            self._settle_down(info, decoded, index, place)
             if self._keeps:
                 origin[bounds] += self._kept(bounds, held)
             self._outer.step(self.theta[bounds], self.momentum[bounds], decoded)
+            share = 1.0
+            if self._mix is not None and ours is not None:
+                origin[bounds], share = self.theta[bounds], self._mix
+            _move(moves, bounds, share)
         self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
         self._reduced.clear()
-        return Carry(self._copy(), origin, any_included)
+        return Carry(self._copy(), origin, any_included, tuple(moves))
 
     def _kept(self, bounds: slice, held: Vector | None) -> Vector:
         """What the model is to hold of the residual, less what it holds already."""
@@ -239,16 +313,16 @@ class DataPlane:
         np.copyto(copy, self.theta)
         return copy
 
-    def _settle_down(self, info: PartInfo, decoded: Vector, index: int | None, bounds: slice) -> None:
+    def _settle_down(self, info: PartInfo, decoded: Vector, index: int | None, place: int) -> None:
         """Our result counted: keep what it lost. Another's did: our old residual goes up with our share."""
-        ours = self._results.get((info.part, info.digest))
+        ours = self._results.get((place, info.digest))
         if ours is not None:
-            self._down[info.part].settle(ours, decoded)
+            self._down[place].settle(ours, decoded)
             return
         weight = dict(info.contributors).get(index) if index is not None else None
-        if weight is not None and info.part in self._down:
+        if weight is not None and place in self._down:
             share = np.float32(min(info.weight / weight, MAX_SHARE))
-            self._up.residual[bounds] += share * self._down.pop(info.part).residual
+            self._up.residual[self._layout.bounds[place]] += share * self._down.pop(place).residual
 
     def abandon(self) -> Vector:
         """Drop the contribution in flight, and the residual of earlier ones; returns Θ [n], a copy."""
@@ -274,16 +348,8 @@ class DataPlane:
             return None
         return value if _sound(value) else None
 
-    def _decoded_result(self, raw: bytes | memoryview, part: int) -> Vector:
-        value = self._decoded(raw, self._size(part), self.codec)
-        return value if value is not None else np.zeros(self._size(part), np.float32)
-
     def _feedback(self, n: int) -> ErrorFeedback:
         return ErrorFeedback(n, self.codec.decay)
-
-    def _size(self, part: int) -> int:
-        bounds = self._bounds[part]
-        return int(bounds.stop - bounds.start)
 
 
 def _all(given: Sequence[Given]) -> tuple[tuple[int, float], ...]:
@@ -303,6 +369,13 @@ def part_bounds(n: int, parts: int) -> list[slice]:
     return [slice(n * p // parts, n * (p + 1) // parts) for p in range(parts)]
 
 
+def _move(moves: list[Move], bounds: slice, share: float) -> None:
+    """One more range, as part of the last one where it goes on from that."""
+    if moves and moves[-1].bounds.stop == bounds.start and moves[-1].share == share:
+        bounds = slice(moves.pop().bounds.start, bounds.stop)
+    moves.append(Move(bounds, share))
+
+
 def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) -> Vector:
     """The model's parameters [n] after some new shared states, oldest first; in ``out``, which may be
     ``local``, or in memory of their own.
@@ -312,7 +385,12 @@ def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) 
         if carry.origin is None:
             np.copyto(out, carry.theta)
         else:
-            np.subtract(local, carry.origin, out=out)
-            np.add(carry.theta, out, out=out)
+            if carry.moves is not None and local is not out:
+                np.copyto(out, local)
+            for bounds, share in carry.moves if carry.moves is not None else (Move(slice(None)),):
+                np.subtract(local[bounds], carry.origin[bounds], out=out[bounds])
+                if share != 1:
+                    np.multiply(out[bounds], np.float32(share), out=out[bounds])
+                np.add(carry.theta[bounds], out[bounds], out=out[bounds])
         local = out
     return local

@@ -65,9 +65,12 @@ Taken = Callable[[CutRequest, Vector, float, int], None]
 class Handover:
     """Thread-safe. ``taken`` is called from the training thread with each cut: what was asked for, the
     parameters, their weight in tokens, and how many leased data blocks are behind them.
+
+    A token is in the run once it is in all ``fragments``, and counts in proportion: the weight of a cut are
+    the tokens behind its fragment's difference, divided by that number.
     """
 
-    def __init__(self, taken: Taken) -> None:
+    def __init__(self, taken: Taken, fragments: int = 1) -> None:
         self._lock = threading.Condition()
         self._taken = taken
         self._data = LeaseQueue()
@@ -78,7 +81,10 @@ class Handover:
         self._carries: list[Carry] = []
         self._request: CutRequest | None = None
         self._work = Work()
-        self._in_flight = 0.0
+        self._since = [0.0] * fragments
+        """Of each fragment, the tokens done before its difference began."""
+        self._in_flight = 0, 0.0
+        """The fragment that was cut last, and the tokens done until then."""
         self._last_step: float | None = None
         self._began: float | None = None
         self.over: str | None = None
@@ -100,7 +106,8 @@ class Handover:
             else:
                 self._carries.append(carry)
             if carry.included:
-                self._in_flight = 0.0
+                fragment, done = self._in_flight
+                self._since[fragment] = max(self._since[fragment], done)
             self._lock.notify_all()
 
     def leased(self, spans: tuple[Span, ...]) -> None:
@@ -170,7 +177,7 @@ class Handover:
 
     def _drop_work(self) -> None:
         self._work = replace(self._work, tokens=0.0, steps=0)
-        self._in_flight = 0.0
+        self._since = [self._work.total_tokens] * len(self._since)
         self._data.rewind()
 
     def begin(self) -> None:
@@ -219,8 +226,9 @@ class Handover:
                 self._drop_work()  # the step that just ended as well
             weight, blocks = 0.0, self._data.done
             if request is not None:
-                weight = self._work.tokens + self._in_flight
-                self._in_flight = weight
+                fragment, done = request.round % len(self._since), self._work.total_tokens
+                weight = (done - self._since[fragment]) / len(self._since)
+                self._in_flight = fragment, done
                 self._work = replace(self._work, tokens=0.0, steps=0)
         local = take(carries, request is not None) if carries else None
         if request is not None:

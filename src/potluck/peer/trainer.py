@@ -6,7 +6,7 @@ The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,20 +172,30 @@ class Trainer:
         start = 0
         with torch.no_grad():
             for parameter in self._parameters.values():
-                stop = start + parameter.numel()
-                flat = _own_memory(parameter)
-                values = parameter.reshape(-1).float().cpu().numpy() if flat is None else flat
-                for some in _slices(start, stop):
-                    local = values[some.start - start : some.stop - start]
-                    carried(local, [carry.within(some) for carry in carries], out=local)
-                    if vector is not None:
-                        vector[some] = local
-                if flat is None:
-                    parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
-                else:
-                    increment_version(parameter)  # as copy_ does: a graph through the old values is void
-                start = stop
+                place = slice(start, start + parameter.numel())
+                if any(carry.touches(place) for carry in carries):
+                    _carry(parameter, place, carries, vector)
+                elif vector is not None:
+                    torch.from_numpy(vector[place]).copy_(parameter.reshape(-1))
+                start = place.stop
         return vector
+
+
+def _carry(
+    parameter: torch.nn.Parameter, place: slice, carries: Sequence[Carry], vector: Vector | None
+) -> None:
+    """Carry one parameter over, which is this range of all [n]; and put it there into ``vector``."""
+    flat = _own_memory(parameter)
+    values = parameter.reshape(-1).float().cpu().numpy() if flat is None else flat
+    for some in _slices(place.start, place.stop):
+        local = values[some.start - place.start : some.stop - place.start]
+        carried(local, [carry.within(some) for carry in carries], out=local)
+        if vector is not None:
+            vector[some] = local
+    if flat is None:
+        parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+    else:
+        increment_version(parameter)  # as copy_ does: a graph through the old values is void
 
 
 def _trained(model: torch.nn.Module) -> Iterable[tuple[str, torch.nn.Parameter]]:

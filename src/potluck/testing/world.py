@@ -74,8 +74,9 @@ class SimPeer(Caller):
         self._speed = speed
         self._sequence = 0
         self._state: PeerState | None = None
-        self._tokens = 0.0
-        self._in_flight = 0.0
+        self._tokens = self._done = 0.0
+        self._since = [0.0] * sim.recipe.rounds.fragments
+        self._in_flight = 0, 0.0
         self._data = LeaseQueue()
         self._local: Vector | None = None
         self._shared: Vector
@@ -223,17 +224,19 @@ class SimPeer(Caller):
         self._data.stepped()
         # Tokens of a step stay what they are: a slow one takes longer over them.
         self._tokens += tokens
+        self._done += tokens
         self.sim.referee.steps(self.me, self._local - before, tokens)
 
     def _take(self, carry: Carry) -> None:
         """A new shared state is here; the model gets it at the next boundary."""
         if carry.origin is None:
             self._carries, self._local = [], None
-            self._tokens = self._in_flight = 0.0
+            self._tokens, self._since = 0.0, [self._done] * len(self._since)
             self._data.rewind()
             self.sim.referee.begins(self.me)
         elif carry.included:
-            self._in_flight = 0.0
+            fragment, done = self._in_flight
+            self._since[fragment] = done
         self._carries.append(carry)
 
     def diverge(self) -> None:
@@ -251,20 +254,24 @@ class SimPeer(Caller):
         assert self._state is not None
         if self._carries:
             self._local = carried(self._local, self._carries)
-            self._shared = self._carries[-1].theta
+            for carry in self._carries:
+                if carry.origin is not None:
+                    self.sim.referee.takes(self.me, self._shared, carry.theta)
+                self._shared = carry.theta
             self._carries.clear()
         self.sim.referee.boundary(self.me, self.name, self._local, self._shared)
         exchange = self.core.exchange
         if self._cut is None or exchange is None or exchange.index is None:
             return
         key, self._cut = self._cut, None
-        weight = self._tokens + self._in_flight
+        fragment = key[0] % len(self._since)
+        weight = (self._done - self._since[fragment]) / len(self._since)
         if self.core.catchup.round != key[0] - 1:
             return
         local = self._local * np.float32("nan" if self._diverged else "1")
         trained = self._data.trained()
         if self._state.cut(*key, exchange.index, local, weight, len(trained)):
-            self._in_flight, self._tokens = weight, 0.0
+            self._in_flight, self._tokens = (fragment, self._done), 0.0
             found = [self._state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
             if weight > 0:
                 given = Given(weight, tuple(part.raw for part in filter(None, found)), tuple(trained))
