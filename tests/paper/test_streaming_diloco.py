@@ -77,9 +77,9 @@ class Peer:
         self.meet()
 
     def meet(self) -> None:
-        self.handover.exchange(self.model.copy, self._take)
+        self.handover.exchange(lambda _: self.model.copy(), self._take)
 
-    def _take(self, carries: list[Carry], wanted: bool) -> Vector | None:
+    def _take(self, carries: list[Carry], wanted: CutRequest | None) -> Vector | None:
         self.model = carried(self.model, carries)
         return self.model.copy() if wanted else None
 

@@ -21,7 +21,7 @@ from potluck.peer.dataplane import (
     Given,
     Layout,
     Mean,
-    Move,
+    Stretch,
     Vector,
     carried,
     part_bounds,
@@ -585,8 +585,8 @@ def test_each_value_is_in_one_part_of_one_of_so_many_rounds(n: int, parts: int, 
 def test_what_a_carry_does_is_the_same_in_pieces(data: st.DataObject) -> None:
     edges = data.draw(st.lists(st.integers(0, N), min_size=2, max_size=8, unique=True).map(sorted))
     shares = st.sampled_from([1.0, 0.5, 0.0])
-    ranges = [Move(slice(a, b), data.draw(shares)) for a, b in zip(edges[::2], edges[1::2], strict=False)]
-    carry, local = Carry(values(1), values(2), moves=tuple(ranges)), values(3)
+    ranges = [Stretch(slice(a, b), data.draw(shares)) for a, b in zip(edges[::2], edges[1::2], strict=False)]
+    carry, local = Carry(values(1), values(2), stretches=tuple(ranges)), values(3)
     expected = local.copy()
     for bounds, share in ranges:
         progress = np.float32(share) * (local[bounds] - values(2)[bounds])

@@ -30,11 +30,11 @@ class Model:
         self.handover.stepped(tokens, loss)
         self.handover.exchange(self.read, self.take)
 
-    def read(self) -> Vector:
+    def read(self, _: CutRequest) -> Vector:
         self.reads += 1
         return self.local.copy()
 
-    def take(self, carries: list[Carry], wanted: bool) -> Vector | None:
+    def take(self, carries: list[Carry], wanted: CutRequest | None) -> Vector | None:
         self.local = carried(self.local, carries)
         return self.local.copy() if wanted else None
 

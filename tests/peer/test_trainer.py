@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from potluck.errors import ConnectionLost, ModelMismatch, RunOver, UsageError
-from potluck.peer.dataplane import Carry, Move, Vector, carried
+from potluck.peer.dataplane import Carry, Stretch, Vector, carried
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.trainer import Trainer
 from potluck.wire.records import TensorSpec
@@ -278,7 +278,7 @@ def mixed_carries(size: int) -> list[Carry]:
         Carry(loaded, None),
         Carry(first, origins[0], included=True),
         Carry(second, origins[1]),
-        Carry(third, origins[2], moves=(Move(slice(1, 4)), Move(slice(33, 40), 0.5))),
+        Carry(third, origins[2], stretches=(Stretch(slice(1, 4)), Stretch(slice(33, 40), 0.5))),
     ]
 
 
@@ -311,12 +311,30 @@ def test_states_are_taken_with_the_bits_of_whole_vectors(
         np.testing.assert_array_equal(local, expected)
 
 
+@pytest.mark.parametrize("offered", [False, True], ids=["", "carried"])
+def test_a_cut_has_the_stretches_that_are_asked_for(offered: bool) -> None:
+    model = Mixed()
+    loop = Loop(model, torch.optim.SGD([model.plain], lr=0.1))
+    stretches = (Stretch(slice(3, 9)), Stretch(slice(30, 40)), Stretch(slice(60, 62)))
+    carries = mixed_carries(62)[3:] if offered else []
+    whole = carried(loop.trainer.read(), carries)
+    for carry in carries:
+        loop.handover.offer(carry)
+    loop.handover.request(CutRequest(1, 0, 0, stretches))
+    loop.trainer.meet()
+    [(_, local, *_)] = loop.cuts
+    for bounds, _ in stretches:
+        np.testing.assert_array_equal(local[bounds], whole[bounds])
+
+
 def test_parameters_that_a_round_has_nothing_of_are_left_alone() -> None:
     """Bits, memory and graphs through them."""
     loop = Loop(linear())
     bias, weight = loop.model.bias.detach().clone(), loop.model.weight.detach().clone()
     loss = (loop.model.bias * loop.model.bias).sum()
-    loop.handover.offer(Carry(np.ones(8, np.float32), np.zeros(8, np.float32), moves=(Move(slice(2, 5)),)))
+    loop.handover.offer(
+        Carry(np.ones(8, np.float32), np.zeros(8, np.float32), stretches=(Stretch(slice(2, 5)),))
+    )
     loop.trainer.meet()
     loss.backward()
     assert torch.equal(loop.model.bias, bias)

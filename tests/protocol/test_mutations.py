@@ -154,8 +154,8 @@ def mixed_with_all(patch: Patch) -> None:
 
     def broken(self: DataPlane, commit: Commit, raws: Any, index: int | None) -> Any:
         carry = apply(self, commit, raws, index)
-        moves = tuple(move._replace(share=self._mix or 1.0) for move in carry.moves or ())
-        return replace(carry, moves=moves)
+        shares = tuple(one._replace(share=self._mix or 1.0) for one in carry.stretches or ())
+        return replace(carry, stretches=shares)
 
     patch.setattr(DataPlane, "apply", broken)
 

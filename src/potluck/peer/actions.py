@@ -157,7 +157,8 @@ class Actions:
         if self.core.leaving:
             self.core.cut_done(effect.round, effect.attempt, 0)
         elif exchange is not None and exchange.index is not None:
-            self.handover.request(CutRequest(effect.round, effect.attempt, exchange.index))
+            stretches = self.state.stretches(effect.round)
+            self.handover.request(CutRequest(effect.round, effect.attempt, exchange.index, stretches))
 
     def withdraw(self) -> None:
         """The trainer comes to no further boundary: nobody needs to wait for a cut that was asked for."""

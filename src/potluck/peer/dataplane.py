@@ -36,6 +36,15 @@ MAX_SHARE = 32.0
 share may be far larger, and must not make much of what is only an error of rounding."""
 
 
+class Stretch(NamedTuple):
+    """A range of the parameters that a round exchanges; and of its progress, the share that stays in the
+    model with a new shared state.
+    """
+
+    bounds: slice
+    share: float = 1.0
+
+
 @dataclass(frozen=True)
 class Layout:
     """How vectors [n] are cut: into ``parts`` · ``fragments`` ranges. A round exchanges one fragment in turn,
@@ -59,23 +68,23 @@ class Layout:
         """The range of a part of a round."""
         return self.bounds[self.place(round_, part)]
 
+    def stretches(self, round_: int) -> tuple[Stretch, ...]:
+        """All that a round exchanges."""
+        found: list[Stretch] = []
+        for part in range(self.parts):
+            _add(found, self.range(round_, part))
+        return tuple(found)
+
     def size(self, round_: int, part: int) -> int:
         """Values in a part of a round."""
         bounds = self.range(round_, part)
         return int(bounds.stop - bounds.start)
 
 
-class Move(NamedTuple):
-    """A range of the parameters, and the share of its progress that stays in the model."""
-
-    bounds: slice
-    share: float = 1.0
-
-
 @dataclass(frozen=True)
 class Carry:
     """What a new shared state does to a model in training: θ ← theta + share · (θ − origin) in the ranges of
-    ``moves`` (None: everywhere, with all of it), ascending; or θ ← theta.
+    ``stretches`` (None: everywhere, with all of it), ascending; or θ ← theta.
 
     ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
     that included our contribution, the old shared state for the others; but for what the model keeps
@@ -85,28 +94,29 @@ class Carry:
     theta: Vector
     origin: Vector | None
     included: bool = False
-    moves: tuple[Move, ...] | None = None
+    stretches: tuple[Stretch, ...] | None = None
 
     def within(self, bounds: slice) -> Carry:
         """What it does to a range of the parameters."""
         if self.origin is None:
             return Carry(self.theta[bounds], None)
-        moves = None if self.moves is None else tuple(_clipped(self.moves, bounds))
-        return Carry(self.theta[bounds], self.origin[bounds], self.included, moves)
+        inside = None if self.stretches is None else tuple(within(self.stretches, bounds))
+        return Carry(self.theta[bounds], self.origin[bounds], self.included, inside)
 
     def touches(self, bounds: slice) -> bool:
         """Whether it does anything to a range of the parameters."""
-        return self.origin is None or self.moves is None or any(_clipped(self.moves, bounds))
+        return self.origin is None or self.stretches is None or any(within(self.stretches, bounds))
 
 
-def _clipped(moves: Sequence[Move], bounds: slice) -> Iterator[Move]:
-    """Those within a range, counted from its start."""
-    first = bisect_right(moves, bounds.start, key=lambda move: int(move.bounds.stop))
-    for ours, share in moves[first:]:
+def within(stretches: Sequence[Stretch], bounds: slice) -> Iterator[Stretch]:
+    """What of them, ascending, is in a range of the parameters, counted from its start."""
+    first = bisect_right(stretches, bounds.start, key=lambda stretch: int(stretch.bounds.stop))
+    for number in range(first, len(stretches)):
+        ours, share = stretches[number]
         if ours.start >= bounds.stop:
             return
         start, stop = max(ours.start, bounds.start), min(ours.stop, bounds.stop)
-        yield Move(slice(start - bounds.start, stop - bounds.start), share)
+        yield Stretch(slice(start - bounds.start, stop - bounds.start), share)
 
 
 class Given(NamedTuple):
@@ -271,7 +281,7 @@ class DataPlane:
         assert commit.round == self.round + 1, "commits are applied in order"
         cut = self._cut if self._cut and self._cut.key == (commit.round, commit.attempt) else None
         origin = cut.local if cut is not None else self._spare.take(self.theta.size)
-        moves: list[Move] = []
+        stretches: list[Stretch] = []
         any_included = False
         for info in commit.parts:
             place = self._layout.place(commit.round, info.part)
@@ -295,12 +305,12 @@ class DataPlane:
             share = 1.0
             if self._mix is not None and ours is not None:
                 origin[bounds], share = self.theta[bounds], self._mix
-            _move(moves, bounds, share)
+            _add(stretches, bounds, share)
         self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
         self._reduced.clear()
-        return Carry(self._copy(), origin, any_included, tuple(moves))
+        return Carry(self._copy(), origin, any_included, tuple(stretches))
 
     def _kept(self, bounds: slice, held: Vector | None) -> Vector:
         """What the model is to hold of the residual, less what it holds already."""
@@ -369,11 +379,11 @@ def part_bounds(n: int, parts: int) -> list[slice]:
     return [slice(n * p // parts, n * (p + 1) // parts) for p in range(parts)]
 
 
-def _move(moves: list[Move], bounds: slice, share: float) -> None:
+def _add(stretches: list[Stretch], bounds: slice, share: float = 1.0) -> None:
     """One more range, as part of the last one where it goes on from that."""
-    if moves and moves[-1].bounds.stop == bounds.start and moves[-1].share == share:
-        bounds = slice(moves.pop().bounds.start, bounds.stop)
-    moves.append(Move(bounds, share))
+    if stretches and (stretches[-1].bounds.stop, stretches[-1].share) == (bounds.start, share):
+        bounds = slice(stretches.pop().bounds.start, bounds.stop)
+    stretches.append(Stretch(bounds, share))
 
 
 def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) -> Vector:
@@ -385,9 +395,10 @@ def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) 
         if carry.origin is None:
             np.copyto(out, carry.theta)
         else:
-            if carry.moves is not None and local is not out:
+            if carry.stretches is not None and local is not out:
                 np.copyto(out, local)
-            for bounds, share in carry.moves if carry.moves is not None else (Move(slice(None)),):
+            everywhere = (Stretch(slice(None)),)
+            for bounds, share in everywhere if carry.stretches is None else carry.stretches:
                 np.subtract(local[bounds], carry.origin[bounds], out=out[bounds])
                 if share != 1:
                     np.multiply(out[bounds], np.float32(share), out=out[bounds])

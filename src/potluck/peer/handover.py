@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from potluck.data.leases import LeaseQueue
-from potluck.peer.dataplane import Carry, Vector
+from potluck.peer.dataplane import Carry, Stretch, Vector
 from potluck.protocol.leases import Span
 
 EMA = 0.1
@@ -31,11 +31,12 @@ FIRST_LEASE = 4
 
 @dataclass(frozen=True)
 class CutRequest:
-    """A round that waits for this peer's contribution."""
+    """A round that waits for this peer's contribution: these ``stretches`` of the parameters (None: all)."""
 
     round: int
     attempt: int
     index: int
+    stretches: tuple[Stretch, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -211,13 +212,15 @@ class Handover:
             )
 
     def exchange(
-        self, read: Callable[[], Vector], take: Callable[[list[Carry], bool], Vector | None]
+        self,
+        read: Callable[[CutRequest], Vector],
+        take: Callable[[list[Carry], CutRequest | None], Vector | None],
     ) -> None:
         """Take new shared states in, then meet a request for a cut.
 
         Args:
-            read: the model's parameters as they are.
-            take: put shared states into the model; returns its new parameters if they are asked for.
+            read: the model's parameters as they are, those that are asked for.
+            take: put shared states into the model; returns its new parameters, as ``read``, for a request.
         """
         with self._lock:
             carries, self._carries = self._carries, []
@@ -230,9 +233,9 @@ class Handover:
                 weight = (done - self._since[fragment]) / len(self._since)
                 self._in_flight = fragment, done
                 self._work = replace(self._work, tokens=0.0, steps=0)
-        local = take(carries, request is not None) if carries else None
+        local = take(carries, request) if carries else None
         if request is not None:
-            self._taken(request, read() if local is None else local, weight, blocks)
+            self._taken(request, read(request) if local is None else local, weight, blocks)
 
     def next_block(self, wait_s: float) -> int | None:
         """The position of the next data block to train on; None if none came within ``wait_s``, or if there

@@ -15,7 +15,7 @@ from potluck.codecs.fp32 import Fp32
 from potluck.errors import CorruptData, RecipeError, StoreError
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
-from potluck.peer.dataplane import Carry, DataPlane, Given, Layout, Vector
+from potluck.peer.dataplane import Carry, DataPlane, Given, Layout, Stretch, Vector
 from potluck.peer.spare import Spare
 from potluck.recipe import Recipe
 from potluck.store.blobs import read_blob, write_blob
@@ -87,6 +87,10 @@ class PeerState:
     def fragments(self) -> int:
         """Fragments that rounds exchange in turn."""
         return self._layout.fragments
+
+    def stretches(self, round_: int) -> tuple[Stretch, ...]:
+        """What a round exchanges of the parameters."""
+        return self._layout.stretches(round_)
 
     # -- the round in flight ---------------------------------------------------------------------
 
