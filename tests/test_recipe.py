@@ -128,7 +128,7 @@ LLAMA = '[task]\nkind = "causal-lm"\n[task.config]\nmodel_type = "llama"\n'
         ("[inner]\nlr = true", "should be a number"),
         ("[inner]\nlr = " + "9" * 400, "inner.lr"),
         ("[inner]\nlr = " + "9" * 5000, "not TOML"),
-        ('[outer]\nkind = "adam"', "average, nesterov"),
+        ('[outer]\nkind = "adam"', "average, plain, nesterov"),
         ("[outer]\nmomentum = 1.0", "outer.momentum"),
         ('[rounds]\ncodec = "int9"', "did you mean 'int8'"),
         ("[rounds]\nparts = 0", "from 1 to 65,536"),

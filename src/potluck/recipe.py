@@ -247,7 +247,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": ("custom", "causal-lm"),
     "inner.kind": ("adamw", "muon"),
-    "outer.kind": ("average", "nesterov"),
+    "outer.kind": ("average", "plain", "nesterov"),
     "rounds.overlap": ("carry", "mix"),
     "rounds.codec": ("fp32", "bf16", "int8", "int4", "topk"),
 }

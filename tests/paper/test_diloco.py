@@ -19,7 +19,7 @@ from potluck.errors import ModelMismatch, RecipeError
 from potluck.optim import outer as outer_module
 from potluck.optim.outer import SLICE, OuterOptimizer
 from potluck.optim.state import state_digest
-from potluck.recipe import Outer
+from potluck.recipe import Outer, Recipe
 from potluck.reduce.mean import weighted_mean
 from tests.processors import DISABLED, printed
 
@@ -203,6 +203,12 @@ def test_a_process_that_flushes_subnormals_is_told() -> None:
     assert done.returncode == 0, done.stderr
     assert "remove torch.set_flush_denormal" in done.stdout
     assert done.stdout.endswith("[[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]\n")  # the second step did nothing
+
+
+@pytest.mark.parametrize("kind", outer_module.KINDS)
+def test_a_recipe_may_name_each_kind(kind: str) -> None:
+    recipe = Recipe.from_toml(f'[outer]\nkind = "{kind}"\n')
+    OuterOptimizer(recipe.outer)
 
 
 @pytest.mark.parametrize("kind", ["average", "nesterov"])
