@@ -64,6 +64,9 @@ class Case:
         batches: its batch is so many times the recipe's.
         share: and it gets the tokens divided by this.
         tuned: it has constants of its own, and is trained for longer.
+        fragments: that take turns, in rounds that are as many times shorter.
+        mix: models mix with that share; None: they carry their progress over.
+        late: inner steps that a peer takes between its cut and the round's result; 0: it waits.
     """
 
     name: str
@@ -72,6 +75,9 @@ class Case:
     batches: int = 1
     share: int = 1
     tuned: Tuned | None = None
+    fragments: int = 1
+    mix: float | None = None
+    late: int = LATE_STEPS
 
 
 MUON = Inner("muon", lr=12e-3, cooldown=1.0)
@@ -84,6 +90,12 @@ CASES = [
     Case("1_peer_int8", peers=1),
     Case("1_peer_fp32", peers=1, codec="fp32"),
     Case("4_peers_int8", peers=4),
+    Case("4_peers_blocking", peers=4, late=0),
+    Case("4_peers_mixing", peers=4, mix=0.5),
+    Case("4_peers_2_fragments", peers=4, fragments=2),
+    Case("4_peers_4_fragments", peers=4, fragments=4),
+    Case("4_peers_4_fragments_blocking", peers=4, fragments=4, late=0),
+    Case("4_peers_4_fragments_mixing", peers=4, fragments=4, mix=0.5),
     Case("4_peers_fp32", peers=4, codec="fp32"),
     Case("4_peers_int4", peers=4, codec="int4"),
     Case("4_peers_topk", peers=4, codec="topk"),
@@ -133,7 +145,7 @@ class Peer:
         self.model = lm.model()
         self.optimizer = lm.optimizer(self.model, done)
         self.batches = lm.random_batches(seed)
-        self.handover = Handover(self._taken)
+        self.handover = Handover(self._taken, lm.recipe.rounds.fragments)
         self.trainer = Trainer(self.model, self.handover)
         self.trainer.attach(self.optimizer, lm.step_tokens)
         self.state = PeerState(MemoryStore(), lm.recipe, genesis)
@@ -161,9 +173,11 @@ class Peer:
 
 
 class Swarm:
-    """Peers of one speed: all take an inner step, then all take the next one."""
+    """Peers of one speed: all take an inner step, then all take the next one. Results come ``late`` steps
+    late.
+    """
 
-    def __init__(self, lm: CausalLM, peers: int, seed: int) -> None:
+    def __init__(self, lm: CausalLM, peers: int, seed: int, late: int = LATE_STEPS) -> None:
         first = Trainer(lm.model(), Handover(lambda *_: None))
         genesis = genesis_of("bench", lm.recipe, first.tensors, first.read(), wire=1)
         self.peers = [
@@ -173,7 +187,7 @@ class Swarm:
         self._parts = genesis.parts
         self._end = lm.recipe.end
         self._plan: tuple[int, ...] = ()
-        self._round_steps = steps_of_a_round(lm, peers)
+        self._late, self._round_steps = late, steps_of_a_round(lm, peers, late)
         self._steps_since_cut = 0
         self.rounds = 0
         self.tokens = 0
@@ -187,10 +201,12 @@ class Swarm:
         self._steps(1)
         commit = self._exchange()
         # A boundary comes after its step: what is offered before step n is carried after step n.
-        self._steps(LATE_STEPS - 1)
-        self._steps_since_cut = LATE_STEPS - 1
+        self._steps_since_cut = max(0, self._late - 1)
+        self._steps(self._steps_since_cut)
         for peer in self.peers:
             peer.apply(commit)
+            if not self._late:
+                peer.trainer.meet()
         self.tokens += commit.tokens
         digests = [peer.digest for peer in self.peers]
         if len(set(digests)) > 1:
@@ -200,6 +216,11 @@ class Swarm:
     def done(self) -> float:
         """The share of the run that is committed."""
         return self._end.done(self.tokens, self.rounds)
+
+    @property
+    def trained(self) -> int:
+        """Tokens that were trained on until the last cut; of fragments not all have them yet."""
+        return self.rounds * self._round_steps * sum(peer.lm.step_tokens for peer in self.peers)
 
     @property
     def theta(self) -> Vector:
@@ -244,11 +265,11 @@ def data_seed(seed: int, peer: int) -> int:
     return 1000 * (seed + 1) + peer
 
 
-def steps_of_a_round(lm: CausalLM, peers: int) -> int:
+def steps_of_a_round(lm: CausalLM, peers: int, late: int = LATE_STEPS) -> int:
     """Inner steps of each peer, in which the swarm does at least the recipe's tokens."""
     steps = -(-lm.recipe.rounds.tokens // (lm.step_tokens * peers))
-    if steps < LATE_STEPS:
-        raise ValueError(f"rounds of {steps} inner steps are over before a result comes {LATE_STEPS} late")
+    if steps < late:
+        raise ValueError(f"rounds of {steps} inner steps are over before a result comes {late} late")
     return steps
 
 
@@ -256,12 +277,23 @@ def recipe_of(case: Case, seed: int, tokens: int, recipe: Recipe, quick: bool = 
     """The recipe of one case. ``quick``: rounds are as long as the recipe's, of tuned cases too."""
     tuned = case.tuned or Tuned(recipe.inner, recipe.outer, recipe.rounds.tokens)
     round_tokens = recipe.rounds.tokens if quick else tuned.round_tokens
+    if case.fragments > 1 and not quick:  # whole steps, so that all cases train on as many tokens
+        of_a_step = case.peers * recipe.task.batch * recipe.task.context
+        round_tokens = -(-round_tokens // (case.fragments * of_a_step)) * of_a_step
     return replace(
         recipe,
         task=replace(recipe.task, seed=seed, batch=recipe.task.batch * case.batches),
         inner=tuned.inner,
         outer=tuned.outer,
-        rounds=replace(recipe.rounds, codec=case.codec, tokens=round_tokens, keeps=tuned.keeps),
+        rounds=replace(
+            recipe.rounds,
+            codec=case.codec,
+            tokens=round_tokens,
+            keeps=tuned.keeps,
+            fragments=case.fragments,
+            overlap="carry" if case.mix is None else "mix",
+            mix=0.5 if case.mix is None else case.mix,
+        ),
         end=End(tokens=max(1, tokens // round_tokens) * round_tokens),
     )
 
@@ -274,11 +306,11 @@ def measure(
     lm = task(recipe, assets)
     judge = lm.model()
     if case.peers:
-        swarm = Swarm(lm, case.peers, seed)
+        swarm = Swarm(lm, case.peers, seed, case.late)
         for _ in range(max(1, tokens // recipe.rounds.tokens)):
             swarm.round()
         Trainer(judge, swarm.peers[0].handover).write(swarm.theta)
-        done, rounds = swarm.tokens, swarm.rounds
+        done, rounds = swarm.trained, swarm.rounds
     else:
         round_steps = -(-recipe.rounds.tokens // lm.step_tokens)
         steps = round_steps * max(1, tokens // recipe.rounds.tokens) // case.share

@@ -239,18 +239,47 @@ def test_a_late_result_costs_no_progress(assets: dict[str, bytes]) -> None:
     assert alone.loss == pytest.approx(plain.loss, rel=1e-3)
 
 
-@pytest.mark.parametrize("codec", ["int8", "fp32"])
-def test_peers_stay_identical_and_learn(assets: dict[str, bytes], codec: str) -> None:
-    lm = task(with_codec(codec), assets)
-    swarm, judge = Swarm(lm, 4, seed=2), lm.model()
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("int8", peers=4),
+        Case("fp32", peers=4, codec="fp32"),
+        Case("mixing", peers=4, mix=0.5),
+        Case("fragments", peers=4, fragments=2),
+        Case("mixing fragments", peers=4, fragments=2, mix=0.5),
+    ],
+    ids=lambda case: case.name,
+)
+def test_peers_stay_identical_and_learn(assets: dict[str, bytes], case: Case) -> None:
+    lm = task(convergence.recipe_of(case, 0, 10**9, RECIPE, quick=True), assets)
+    swarm, judge = Swarm(lm, 4, seed=2, late=case.late), lm.model()
     start, _ = lm.evaluate(judge)
     for _ in range(4):
         swarm.round()
+    # Of fragments the last round's is in one only, and each token in it counts half.
+    assert swarm.trained == 4 * RECIPE.rounds.tokens
+    assert swarm.tokens == (4 if case.fragments == 1 else 3.5) * RECIPE.rounds.tokens
     assert len({peer.digest for peer in swarm.peers}) == 1
     locals_ = {peer.trainer.read().tobytes() for peer in swarm.peers}
     assert len(locals_) == 4, "between rounds each peer has trained on its own text"
     Trainer(judge, swarm.peers[0].handover).write(swarm.theta)
     assert lm.evaluate(judge)[0] < 0.8 * start
+
+
+def test_peers_that_wait_for_the_result_go_on_from_the_same_state(assets: dict[str, bytes]) -> None:
+    swarm = Swarm(task(RECIPE, assets), 4, seed=2, late=0)
+    for _ in range(2):
+        swarm.round()
+        assert {peer.trainer.read().tobytes() for peer in swarm.peers} == {swarm.theta.tobytes()}
+    assert swarm.tokens == swarm.trained == 2 * RECIPE.rounds.tokens
+
+
+@pytest.mark.parametrize(("fragments", "steps"), [(1, 22), (2, 11), (4, 6)])
+def test_rounds_of_fragments_are_as_many_times_shorter_in_whole_steps(fragments: int, steps: int) -> None:
+    case = Case("some", peers=4, fragments=fragments, mix=0.25)
+    recipe = convergence.recipe_of(case, 0, 10**6, convergence.DEMO)
+    assert -(-recipe.rounds.tokens // (4 * 8 * 128)) == steps
+    assert (recipe.rounds.fragments, recipe.rounds.overlap, recipe.rounds.mix) == (fragments, "mix", 0.25)
 
 
 def test_a_drifted_peer_ends_the_benchmark(

@@ -74,13 +74,18 @@ class Rounds:
 
     Not before its members have done ``least_steps`` inner steps each on the average, weighted by tokens.
     ``grace_s`` is the least time that a reducer waits for a live member. ``keeps``: what the codec takes from
-    a contribution stays in its member's model, which trains on from there, and not beside it.
+    a contribution stays in its member's model, which trains on from there, and not beside it. Rounds exchange
+    ``fragments`` in turn. ``overlap``: a model carries what it did since its cut over to the new shared state
+    (``"carry"``), or becomes ``mix`` of itself and the rest of that (``"mix"``).
     """
 
     tokens: int = 65_536
     least_steps: int = 1
     codec: str = "int8"
     keeps: bool = False
+    fragments: int = 1
+    overlap: str = "carry"
+    mix: float = 0.5
     grace_s: float = 4.0
     snapshot_every: int = 5
     parts: int = 16
@@ -184,6 +189,8 @@ class Recipe:
                 f"inner.cooldown = {self.inner.cooldown} needs end.tokens or end.rounds: nobody knows "
                 "else when the learning rate should be 0"
             )
+        if self.rounds.keeps and self.rounds.overlap == "mix":
+            raise RecipeError('rounds.keeps = true needs rounds.overlap = "carry": who mixes does not keep')
         task = self.task
         if task.kind != "causal-lm":
             if self.end.epochs and not self.data.samples:
@@ -233,6 +240,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "rounds.grace_s": (0.1, 3600),
     "rounds.snapshot_every": (1, 1_000_000),
     "rounds.parts": (1, 65_536),
+    "rounds.fragments": (1, 64),
+    "rounds.mix": (0, 1),
     "end.tokens": (0, _COUNT),
     "end.rounds": (0, _COUNT),
     "end.epochs": (0, 1_000_000),
@@ -242,6 +251,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": ("custom", "causal-lm"),
     "inner.kind": ("adamw", "muon"),
     "outer.kind": ("average", "plain", "nesterov"),
+    "rounds.overlap": ("carry", "mix"),
     "rounds.codec": ("fp32", "bf16", "int8", "int4", "topk"),
 }
 

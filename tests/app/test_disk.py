@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from potluck.identity import claim
+from potluck.peer.dataplane import part_bounds
 from potluck.peer.disks import find_disk
 from potluck.peer.replay import state_after, survey
 from potluck.peer.resume import home_for, open_copy, prepare
@@ -18,7 +20,7 @@ from potluck.store.copies import DiskCopy
 from potluck.store.journal import NAME, frame, read_frames
 from potluck.wire.codec import decode, encode
 from potluck.wire.records import Chain, Commit, Record, Snapshot
-from tests.peer.written import PARTS, write_run
+from tests.peer.written import PARTS, RECIPE, N, write_run
 
 from .shells import potluck, summary
 
@@ -87,6 +89,27 @@ def test_a_sound_disk_is_said_round_by_round(home: Path, disk: Path) -> None:
     text = potluck("verify", str(home), "--plain").stdout
     assert "round 3  state" in text
     assert "all is as the ledger says" in text
+
+
+def test_a_run_in_fragments_is_replayed_from_any_of_its_snapshots(tmp_path: Path) -> None:
+    """Which fragment a round has follows from its number, wherever one begins."""
+    recipe = replaced(RECIPE, rounds=replaced(RECIPE.rounds, fragments=3, overlap="mix"))
+    states = []
+    for keep in (2, 4):
+        write_run(tmp_path / str(keep), rounds=7, keep=keep, recipe=recipe)
+        code, said = verify(tmp_path / str(keep))
+        assert code == 0, said
+        states.append({line["round"]: line["state"] for line in said if line["event"] == "round"})
+    assert sorted(states[0]) == [5, 6, 7]
+    assert states[0].items() <= states[1].items()
+    copy = DiskCopy(tmp_path / "4")
+    parts = part_bounds(N, 3 * PARTS)
+    for round_ in range(1, 8):
+        old, new = (state_after(copy, survey(copy), r).plane for r in (round_ - 1, round_))
+        assert old is not None
+        assert new is not None
+        moved = [bool((old.theta[bounds] != new.theta[bounds]).any()) for bounds in parts]
+        assert moved == [place % 3 == round_ % 3 for place in range(3 * PARTS)]
 
 
 def test_what_is_kept_no_more_is_not_missed(tmp_path: Path) -> None:

@@ -172,9 +172,9 @@ def test_error_feedback_contracts_as_float64_says(coder: Codec, rounds: NDArray[
     feedback, owed = ErrorFeedback(rounds.shape[1], coder.decay), np.zeros(rounds.shape[1])
     largest = 0.0
     for values in rounds:
-        total = feedback.add(values)
-        sent = coder.decode(coder.encode(total), values.size)
-        feedback.settle(total, sent)
+        lost = feedback.add(values)
+        sent = coder.decode(coder.send(lost), values.size)
+        feedback.settle(lost)
         meant = coder.decay * owed + values.astype(np.float64)
         owed = meant - sent.astype(np.float64)
         largest = max(largest, float(np.abs(meant).max()))

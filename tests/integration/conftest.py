@@ -12,8 +12,8 @@ from tests.integration.swarm import Swarm
 def swarm(tmp_path: Path) -> Iterator[Callable[..., Swarm]]:
     started: list[Swarm] = []
 
-    def start(rounds: int, epochs: int = 0, hub: str = "") -> Swarm:
-        started.append(Swarm(tmp_path, rounds, epochs, hub))
+    def start(rounds: int, epochs: int = 0, hub: str = "", fragments: int = 1) -> Swarm:
+        started.append(Swarm(tmp_path, rounds, epochs, hub, fragments))
         return started[-1]
 
     yield start

@@ -3,7 +3,7 @@ or ``resume SOURCE NAME [DIRECTORY]``.
 
 epochs=N: the data is shared out and the run ends with it; else every peer draws its own for ever.
 pace=S: seconds between steps. clock=S: this machine's clock is so many seconds off. archive=URL: as ``Keep``.
-hub=INVITE: of a hub that runs already.
+hub=INVITE: of a hub that runs already. fragments=N: as in the recipe.
 
 Prints the invite (host, resume), then a JSON line for each event, and at the end the state.
 """
@@ -31,11 +31,13 @@ def model() -> torch.nn.Module:
     return layers
 
 
-def recipe(rounds: int, epochs: int) -> potluck.Recipe:
+def recipe(rounds: int, epochs: int, fragments: int = 1) -> potluck.Recipe:
     return potluck.Recipe(
         name="test",
         data=potluck.Data(samples=SAMPLES, block=8) if epochs else potluck.Data(),
-        rounds=potluck.Rounds(tokens=2_000 if epochs else 8_000, grace_s=2.0, snapshot_every=2, parts=8),
+        rounds=potluck.Rounds(
+            tokens=2_000 if epochs else 8_000, fragments=fragments, grace_s=2.0, snapshot_every=2, parts=8
+        ),
         end=potluck.End(rounds=rounds, epochs=epochs),
     )
 
@@ -63,16 +65,16 @@ def say(**fields: object) -> None:
 
 def main() -> None:
     what, directory, name, *rest = sys.argv[1:]
-    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0", "archive": "", "hub": ""} | dict(
-        o.split("=") for o in rest[1:]
-    )
+    options = {"epochs": "0", "pace": str(PACE_S), "clock": "0", "archive": "", "hub": "", "fragments": "1"}
+    options |= dict(o.split("=") for o in rest[1:])
     epochs, pace_s = int(options["epochs"]), float(options["pace"])
     set_clock(float(options["clock"]))
     trained = model()
     place = {"directory": directory, "name": name, "listen": "127.0.0.1", "watch": lambda t: say(event=t)}
     if what == "host":
         keep = potluck.Keep(archive=options["archive"])
-        run = potluck.host(recipe(int(rest[0]), epochs), trained, keep=keep, hub=options["hub"], **place)
+        made = recipe(int(rest[0]), epochs, int(options["fragments"]))
+        run = potluck.host(made, trained, keep=keep, hub=options["hub"], **place)
         say(invite=run.invite)
     elif what == "resume":
         place["directory"] = rest[0] if rest else None

@@ -83,12 +83,14 @@ class Peer:
 class Swarm:
     """A hub, peers, and an observer in this process that follows the run."""
 
-    def __init__(self, directory: Path, rounds: int, epochs: int = 0, hub: str = "") -> None:
+    def __init__(
+        self, directory: Path, rounds: int, epochs: int = 0, hub: str = "", fragments: int = 1
+    ) -> None:
         self.directory, self._data = directory, [f"epochs={epochs}"]
         self.peers: dict[str, Peer] = {}
         self.events: list[tuple[float, str]] = []
         self._lock = threading.Condition()
-        more = [*self._data, *([f"hub={hub}"] if hub else [])]
+        more = [*self._data, f"fragments={fragments}", *([f"hub={hub}"] if hub else [])]
         self.peers["p1"] = Peer("host", str(directory / "p1"), "p1", str(rounds), *more)
         self.invite: str = self.peers["p1"].wait("invite", 60)["invite"]
         self.observer = potluck.join(

@@ -76,8 +76,11 @@ def test_a_stopped_peer_is_gone_within_five_seconds_and_comes_back(swarm: Callab
     s.until(lambda: "p2" in s.members(s.view.round), 30, "it is a member again")
 
 
-def test_a_run_to_its_end_leaves_the_same_bits_everywhere(swarm: Callable[[int], Swarm]) -> None:
-    s = swarm(8)
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_a_run_to_its_end_leaves_the_same_bits_everywhere(
+    swarm: Callable[..., Swarm], fragments: int
+) -> None:
+    s = swarm(8, fragments=fragments)
     s.join("p2", "p3")
     s.until(lambda: s.observer.over is not None, 90, "the run is over")
     ends = [s.peers[name].wait("digest", 30) for name in ("p1", "p2", "p3")]

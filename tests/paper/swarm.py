@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from potluck.codecs import codec
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import DataPlane, Given, carried
+from potluck.peer.dataplane import DataPlane, Given, Layout, carried
 from potluck.recipe import Outer
 from potluck.wire.codec import digest
 from potluck.wire.records import Commit, PartInfo
@@ -22,8 +22,9 @@ class Swarm:
         self, theta: NDArray[np.float32], members: int, outer: Outer, coder: str = "fp32", parts: int = 1
     ) -> None:
         self._parts, self._round = parts, 0
+        layout = Layout(theta.size, parts)
         self.planes = [
-            DataPlane(theta.copy(), np.zeros_like(theta), 0, parts, codec(coder), OuterOptimizer(outer))
+            DataPlane(theta.copy(), np.zeros_like(theta), 0, layout, codec(coder), OuterOptimizer(outer))
             for _ in range(members)
         ]
         self.locals = [theta.copy() for _ in range(members)]
@@ -42,9 +43,11 @@ class Swarm:
         infos, raws = [], []
         for part in range(self._parts):
             reducer = self.planes[part % len(self.planes)]
-            mean = reducer.reduce(part, [self._given(part, i, w) for i, w in enumerate(weights) if w])
+            mean = reducer.reduce(
+                self._round, part, [self._given(part, i, w) for i, w in enumerate(weights) if w]
+            )
             info = PartInfo(part, digest(mean.raw), len(mean.raw), mean.contributors)
-            reducer.reduced_to(info)
+            reducer.reduced_to(self._round, info)
             infos.append(info)
             raws.append(mean.raw)
         commit = Commit(self._round, 0, tuple(infos), 1, None, "")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from potluck.codecs import codec
 from potluck.codecs.feedback import ErrorFeedback
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import DataPlane, Given
+from potluck.peer.dataplane import DataPlane, Given, Layout
 from potluck.recipe import Outer
 from tests.paper.swarm import Swarm
 
@@ -146,13 +146,15 @@ def test_a_coordinate_is_divided_by_the_weight_of_all_who_gave_not_of_those_who_
         values[64 * index : 64 * (index + 1)] = 8.0
         values[4000] = 16.0  # all of them send this one
         given.append(Given(((index, weight),), TOPK.encode(values)))
-    plane = DataPlane(np.zeros(n, np.float32), np.zeros(n, np.float32), 0, 1, TOPK, OuterOptimizer(Outer()))
-    mean_ = np.frombuffer(plane.combine(0, given).raw, "<f4")
+    plane = DataPlane(
+        np.zeros(n, np.float32), np.zeros(n, np.float32), 0, Layout(n, 1), TOPK, OuterOptimizer(Outer())
+    )
+    mean_ = np.frombuffer(plane.combine(1, 0, given).raw, "<f4")
     for index, weight in enumerate(weights):
         own = mean_[64 * index : 64 * index + 63]
         np.testing.assert_allclose(own, 8.0 * weight / sum(weights), rtol=1e-6)
     assert mean_[4000] == pytest.approx(16.0)
-    result = TOPK.decode(plane.reduce(0, given).raw, n)
+    result = TOPK.decode(plane.reduce(1, 0, given).raw, n)
     assert result.max() == pytest.approx(16.0)
     assert set(np.flatnonzero(result)) <= {*range(128, 192), 4000}, "the rest waits in the reducer's residual"
     np.testing.assert_allclose(np.unique(result), [0, 5.0, 16.0], rtol=1e-6)

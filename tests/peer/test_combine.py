@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from potluck.codecs import codec
 from potluck.codecs.base import exactly
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import ABSURD, DataPlane, Given, Mean, Vector, part_bounds
+from potluck.peer.dataplane import ABSURD, DataPlane, Given, Layout, Mean, Vector, part_bounds
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
 from potluck.protocol.view import MAX_WEIGHT, fault
 from potluck.recipe import Outer, Recipe, Rounds
@@ -33,7 +33,9 @@ def values(seed: int, n: int = N) -> Vector:
 
 def plane(codec_name: str = "fp32") -> DataPlane:
     theta, momentum = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
-    return DataPlane(theta, momentum, 0, 1, codec(codec_name), OuterOptimizer(Outer("average")))
+    return DataPlane(
+        theta, momentum, 0, Layout(theta.size, 1), codec(codec_name), OuterOptimizer(Outer("average"))
+    )
 
 
 def of(index: int, weight: float, raw: bytes) -> Given:
@@ -63,10 +65,10 @@ def test_a_mean_of_groups_is_the_mean_of_all(weights, data, codec_name: str, see
     for number in range(1, 5):
         inside = [given for given, mine in zip(some, whose, strict=True) if mine == number]
         if inside:
-            combined.append(one.combine(0, inside))
+            combined.append(one.combine(1, 0, inside))
             assert combined[-1].contributors == tuple(given.weights[0] for given in inside)
             assert combined[-1].refused == ()
-    mean = one.reduce(0, [*straight, *map(group, combined)])
+    mean = one.reduce(1, 0, [*straight, *map(group, combined)])
     assert (mean.contributors, mean.refused) == (tuple(enumerate(weights)), ())
     decoded = np.array([encoder.decode(given.raw, SIZE) for given in some], np.float64)
     exact = np.average(decoded, axis=0, weights=weights)
@@ -77,14 +79,14 @@ def test_a_mean_of_groups_is_the_mean_of_all(weights, data, codec_name: str, see
 @pytest.mark.parametrize("codec_name", ["fp32", "int8"])
 def test_a_group_of_one_gives_what_it_gave(codec_name: str) -> None:
     one, raw = plane(codec_name), codec(codec_name).encode(values(1, SIZE))
-    straight, around = plane(codec_name).reduce(0, [of(3, 7.0, raw)]), one.combine(0, [of(3, 7.0, raw)])
-    assert one.reduce(0, [group(around)]) == straight
+    straight, around = plane(codec_name).reduce(1, 0, [of(3, 7.0, raw)]), one.combine(1, 0, [of(3, 7.0, raw)])
+    assert one.reduce(1, 0, [group(around)]) == straight
 
 
 def test_a_mean_of_several_has_full_precision_whatever_the_codec() -> None:
     one, int8 = plane("int8"), codec("int8")
     raws = [int8.encode(values(seed, SIZE)) for seed in range(3)]
-    mean = one.combine(0, [of(i, 1.0, raw) for i, raw in enumerate(raws)])
+    mean = one.combine(1, 0, [of(i, 1.0, raw) for i, raw in enumerate(raws)])
     exact = np.mean([int8.decode(raw, SIZE) for raw in raws], axis=0, dtype=np.float64)
     np.testing.assert_allclose(np.frombuffer(mean.raw, "<f4"), exact, atol=1e-6)
 
@@ -92,7 +94,7 @@ def test_a_mean_of_several_has_full_precision_whatever_the_codec() -> None:
 def test_a_mean_of_several_leaves_residuals_alone() -> None:
     """They belong to who reduces, and to its result."""
     one, raw = plane("int8"), codec("int8").encode(values(1, SIZE))
-    assert one.combine(0, [of(0, 1.0, raw)]) == one.combine(0, [of(0, 1.0, raw)])
+    assert one.combine(1, 0, [of(0, 1.0, raw)]) == one.combine(1, 0, [of(0, 1.0, raw)])
     assert not one._down
 
 
@@ -103,9 +105,9 @@ def test_a_mean_that_is_garbage_is_refused_with_all_that_are_in_it(bad: float) -
     sound = codec("fp32").encode(values(1, SIZE))
     for raw in (wrong.tobytes(), b"", sound[:-1], sound + b"\0", sound * 2):
         garbage = Given(((1, 5.0), (4, 6.0)), raw, partial=True)
-        mean = one.reduce(0, [of(0, 7.0, sound), garbage])
+        mean = one.reduce(1, 0, [of(0, 7.0, sound), garbage])
         assert (mean.contributors, mean.refused) == (((0, 7.0),), (1, 4))
-        assert one.reduce(0, [garbage]) == Mean(b"", (), (1, 4))
+        assert one.reduce(1, 0, [garbage]) == Mean(b"", (), (1, 4))
 
 
 # -- who has what ------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ def test_what_a_group_gave_is_combined_and_kept_by_its_first_member() -> None:
     found = combined(state, 2, 5, 8)
     assert found.contributors == ((2, 102.0), (5, 105.0), (8, 108.0))
     assert found.blocks == ((2, 3), (8, 3))
-    assert exactly(len(found.raw)) == state.partial_sizes(0)
+    assert exactly(len(found.raw)) == state.partial_sizes(1, 0)
     assert state.partial(1, 0, 0, 5) is state.partial(1, 1, 0, 2) is state.partial(1, 0, 1, 2) is None
 
 
@@ -225,8 +227,8 @@ def test_the_size_of_a_mean_is_exact() -> None:
     for part in range(PARTS):
         given_to(state, 0, part=part)
         assert len(combined(state, 0, part=part).raw) == 4 * SIZES[part]
-        assert state.partial_sizes(part) == exactly(4 * SIZES[part])
-    assert state.partial_sizes(PARTS) is None
+        assert state.partial_sizes(1, part) == exactly(4 * SIZES[part])
+    assert state.partial_sizes(1, PARTS) is None
 
 
 def test_a_group_of_which_two_claim_all_tokens_there_can_be_is_reduced() -> None:

@@ -19,7 +19,9 @@ from potluck.peer.dataplane import (
     Carry,
     DataPlane,
     Given,
+    Layout,
     Mean,
+    Stretch,
     Vector,
     carried,
     part_bounds,
@@ -44,7 +46,13 @@ def plane(
 ) -> DataPlane:
     theta = values(0) if theta is None else theta
     return DataPlane(
-        theta.copy(), np.zeros(N, np.float32), 0, PARTS, codec(codec_name), OuterOptimizer(outer), keeps
+        theta.copy(),
+        np.zeros(N, np.float32),
+        0,
+        Layout(N, PARTS),
+        codec(codec_name),
+        OuterOptimizer(outer),
+        keeps,
     )
 
 
@@ -56,10 +64,10 @@ def of(index: int, weight: float, raw: bytes | None) -> Given:
 
 def reduced(one: DataPlane, part: int, given: Sequence[Given]) -> tuple[bytes, PartInfo]:
     """A part's result, and what a commit says of it: without a tally, its values are all its content."""
-    mean = one.reduce(part, given)
+    mean = one.reduce(one.round + 1, part, given)
     assert mean.refused == ()
     info = PartInfo(part, digest(mean.raw), len(mean.raw), mean.contributors)
-    one.reduced_to(info)
+    one.reduced_to(one.round + 1, info)
     return mean.raw, info
 
 
@@ -349,6 +357,17 @@ def test_a_model_that_diverged_gives_nothing_and_changes_nothing(bad: float, cod
     np.testing.assert_array_equal(one._up.residual, 0)
 
 
+def test_a_value_that_diverged_is_found_when_its_fragment_is_sent() -> None:
+    layout = Layout(N, PARTS, 2)
+    one = DataPlane(values(0), np.zeros(N, np.float32), 0, layout, codec("int8"), OuterOptimizer(AVERAGE))
+    local = values(1)
+    local[layout.range(2, 1).start] = np.nan
+    assert one.cut(1, 0, local.copy())
+    raw = [one.contribution(1, 0, part) for part in range(PARTS)]
+    assert all(len(found or b"") in codec("int8").sizes(layout.size(1, p)) for p, found in enumerate(raw))
+    assert not one.cut(2, 0, local)
+
+
 # -- garbage -----------------------------------------------------------------------------------------
 
 
@@ -377,12 +396,12 @@ def test_garbage_is_refused_and_named_and_the_rest_counts(codec_name: str) -> No
     for what, raw in garbage(codec_name, BOUNDS[2].stop - BOUNDS[2].start).items():
         some = [of(0, 5.0, raw), of(1, 7.0, sound), of(4, 9.0, raw)]
         for mean_of in (one.reduce, one.combine):
-            mean = mean_of(2, some)
+            mean = mean_of(1, 2, some)
             assert mean.refused == (0, 4), what
             assert mean.contributors == ((1, 7.0),)
-            assert mean.raw == mean_of(2, [of(1, 7.0, sound)]).raw
-            assert mean_of(2, [of(0, 5.0, raw)]) == Mean(b"", (), (0,)), what
-            assert mean_of(2, []) == Mean(b"", (), ())
+            assert mean.raw == mean_of(1, 2, [of(1, 7.0, sound)]).raw
+            assert mean_of(1, 2, [of(0, 5.0, raw)]) == Mean(b"", (), (0,)), what
+            assert mean_of(1, 2, []) == Mean(b"", (), ())
 
 
 @pytest.mark.parametrize("codec_name", list(CODECS))
@@ -461,7 +480,7 @@ def test_a_residual_that_the_model_held_is_gone_with_the_model(keeps: bool) -> N
 def test_two_parts_with_the_same_bytes_settle_each_its_own() -> None:
     """What is far below a block's largest value is lost, so different means can come to the same bytes."""
     theta, momentum = np.zeros(8, np.float32), np.zeros(8, np.float32)
-    one = DataPlane(theta, momentum, 0, 2, codec("int8"), OuterOptimizer(AVERAGE))
+    one = DataPlane(theta, momentum, 0, Layout(8, 2), codec("int8"), OuterOptimizer(AVERAGE))
     large = codec("int8").encode(np.array([1, 0, 0, 0], np.float32))
     infos, raws, lost = [], [], []
     for part, little in enumerate((0.0024, 0.0)):
@@ -511,7 +530,7 @@ def test_a_loaded_state_replaces_everything() -> None:
     carry = one.load(values(7), values(8), 5)
     assert carry.origin is None
     np.testing.assert_array_equal(carry.theta, values(7))
-    fresh = DataPlane(values(7), values(8), 5, PARTS, codec("int8"), OuterOptimizer(AVERAGE))
+    fresh = DataPlane(values(7), values(8), 5, Layout(N, PARTS), codec("int8"), OuterOptimizer(AVERAGE))
     assert one.digest == fresh.digest
     assert one.contribution(1, 0, 0) is None
     assert one.cut(6, 0, values(3))
@@ -544,6 +563,44 @@ def test_carries_are_taken_in_order_and_a_loaded_state_drops_local_progress() ->
     np.testing.assert_array_equal(carried(local, [one, loaded]), values(6))
     assert carried(local, [loaded]) is not loaded.theta
     assert carried(local, []) is local
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 6))
+def test_each_value_is_in_one_part_of_one_of_so_many_rounds(n: int, parts: int, fragments: int) -> None:
+    layout, counts = Layout(n, parts, fragments), np.zeros(n, int)
+    for round_ in range(7, 7 + fragments):
+        starts = []
+        for part in range(parts):
+            bounds = layout.range(round_, part)
+            counts[bounds] += 1
+            starts.append(bounds.start)
+            assert layout.bounds[layout.place(round_, part)] == bounds
+            assert layout.size(round_, part) == counts[bounds].size
+        assert starts == sorted(starts)
+    assert (counts == 1).all()
+    assert layout.range(1, 0) == layout.range(1 + fragments, 0)
+
+
+@given(st.data())
+def test_what_a_carry_does_is_the_same_in_pieces(data: st.DataObject) -> None:
+    edges = data.draw(st.lists(st.integers(0, N), min_size=2, max_size=8, unique=True).map(sorted))
+    shares = st.sampled_from([1.0, 0.5, 0.0])
+    ranges = [Stretch(slice(a, b), data.draw(shares)) for a, b in zip(edges[::2], edges[1::2], strict=False)]
+    carry, local = Carry(values(1), values(2), stretches=tuple(ranges)), values(3)
+    expected = local.copy()
+    for bounds, share in ranges:
+        progress = np.float32(share) * (local[bounds] - values(2)[bounds])
+        expected[bounds] = values(1)[bounds] + progress
+    np.testing.assert_array_equal(carried(local, [carry]), expected)
+    width = data.draw(st.integers(1, N))
+    pieces = local.copy()
+    for start in range(0, N, width):
+        some = slice(start, min(start + width, N))
+        was = pieces[some].copy()
+        carried(pieces[some], [carry.within(some)], out=pieces[some])
+        assert carry.touches(some) or (was == pieces[some]).all()
+    np.testing.assert_array_equal(pieces, expected)
+    assert carry.touches(slice(0, N)) == bool(ranges)
 
 
 @given(st.integers(0, 500), st.integers(1, 60))

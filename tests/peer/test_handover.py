@@ -20,21 +20,21 @@ ZERO = np.zeros(N, np.float32)
 class Model:
     """A model of eight parameters, and the cuts that were taken of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, fragments: int = 1) -> None:
         self.local: Vector = ZERO.copy()
         self.cuts: list[tuple[CutRequest, Vector, float, int]] = []
         self.reads = 0
-        self.handover = Handover(lambda *cut: self.cuts.append(cut))
+        self.handover = Handover(lambda *cut: self.cuts.append(cut), fragments)
 
     def step(self, tokens: float = 10.0, loss: float | None = None) -> None:
         self.handover.stepped(tokens, loss)
         self.handover.exchange(self.read, self.take)
 
-    def read(self) -> Vector:
+    def read(self, _: CutRequest) -> Vector:
         self.reads += 1
         return self.local.copy()
 
-    def take(self, carries: list[Carry], wanted: bool) -> Vector | None:
+    def take(self, carries: list[Carry], wanted: CutRequest | None) -> Vector | None:
         self.local = carried(self.local, carries)
         return self.local.copy() if wanted else None
 
@@ -99,6 +99,22 @@ def test_a_round_opened_again_counts_the_same_work_once() -> None:
     model.handover.request(request(round_=2))
     model.step()
     assert weights(model) == [10, 20, 30, 10]
+
+
+def test_a_cut_of_a_fragment_counts_its_share_of_what_is_behind_its_difference() -> None:
+    model = Model(fragments=2)
+    for round_ in (1, 2, 3, 4):
+        model.handover.request(request(round_=round_))
+        model.step(12.0)
+        model.handover.offer(shared(round_, included=round_ != 2))
+    assert weights(model) == [6, 12, 12, 24], "since round -1, 0, 1 and, as the second one was missed, 0"
+    model.step(12.0)
+    model.handover.reset(ZERO)
+    for round_ in (5, 6):
+        model.handover.request(request(round_=round_))
+        model.step(12.0)
+        model.handover.offer(shared(round_, included=True))
+    assert weights(model)[4:] == [0, 6], "what was done before is gone from all of them"
 
 
 def test_a_newer_request_replaces_one_not_yet_met() -> None:

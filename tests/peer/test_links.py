@@ -116,8 +116,8 @@ class Bob:
         self.left = asyncio.Event()
         self.desk = Desk(
             run_name,
-            contribution_sizes=lambda part: exactly(SIZES[part]) if part in SIZES else None,
-            partial_sizes=lambda part: exactly(FULL_SIZES[part]) if part in FULL_SIZES else None,
+            contribution_sizes=lambda round_, part: exactly(SIZES[part]) if part in SIZES else None,
+            partial_sizes=lambda round_, part: exactly(FULL_SIZES[part]) if part in FULL_SIZES else None,
             take_contribution=self.take_contribution,
             take_partial=self.take_partial,
             take_result=self.take_result,
@@ -529,7 +529,7 @@ async def test_who_is_in_a_result_takes_some_bytes_besides(made: World) -> None:
 @virtual
 async def test_a_part_may_have_any_of_several_sizes(made: World, size: int) -> None:
     """Where they depend on the values, what is taken is bounded all the same."""
-    made.bob.desk._sizes = lambda part: range(100, 131)
+    made.bob.desk._sizes = lambda round_, part: range(100, 131)
     push, raw = contribution(0, size=size), bytes(size)
     if size in range(100, 131):
         assert (await made.links.request(made.to, push, raw)).answer.ok

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from potluck.peer.dataplane import MAX_SHARE, carried, part_bounds
+from potluck.peer.dataplane import MAX_SHARE, Layout, carried
 from potluck.peer.residuals import Returning, found, kept, settled
 from potluck.peer.state import PeerState, genesis_of
 from potluck.protocol.view import RunView
@@ -21,7 +21,8 @@ from potluck.wire.codec import WIRE
 from potluck.wire.records import Commit, Member, PartInfo, Snapshot, TensorSpec
 
 N, PARTS = 41, 3
-BOUNDS = part_bounds(N, PARTS)
+LAYOUT = Layout(N, PARTS)
+BOUNDS = LAYOUT.bounds
 TENSORS = (TensorSpec("w", (N,)),)
 
 
@@ -56,7 +57,7 @@ class Peer:
     def come_back(self, load: Snapshot | None = None) -> list[str]:
         """Another process with the same disk: its state is that of the snapshot, its model too."""
         self.state = PeerState(self.store, self.recipe, self.genesis)
-        self.state.returning = found(self.file, PARTS)
+        self.state.returning = found(self.file, LAYOUT)
         carry = self.state.load(load or self.snapshot)
         self.local = carry.theta.copy()
         return self.state.returning.news()
@@ -303,7 +304,7 @@ def test_a_copy_of_a_disk_that_was_used_since_gives_nothing(tmp_path: Path) -> N
     for session, waits in (("later", False), ("of another", True)):
         whose = peer if not waits else "b" * 64
         view.members = {3: (Member("c" * 64, "s"), Member(whose, session))}
-        returning = Returning(one.file.read() if one.file.path.exists() else owed(), PARTS, one.file.remove)
+        returning = Returning(one.file.read() if one.file.path.exists() else owed(), LAYOUT, one.file.remove)
         returning.compare(view, peer)
         assert returning.waiting == waits
         assert [("later life" in said) for said in returning.news()] == ([] if waits else [True])
@@ -319,7 +320,7 @@ def test_a_contribution_of_the_life_that_left_is_no_later_one() -> None:
     view.commits = {3: Commit(3, 1, infos, 1, None, "")}
     view.members = {3: (Member("a" * 64, "left"),)}
     for flying, waits in (((3, 1, 0), True), ((3, 0, 0), False), ((3, 1, 1), False), (None, False)):
-        returning = Returning(owed(flying=flying), PARTS, lambda: None)
+        returning = Returning(owed(flying=flying), LAYOUT, lambda: None)
         returning.compare(view, "a" * 64)
         assert returning.waiting == waits
 
@@ -387,7 +388,7 @@ def test_what_was_sent_lately_is_the_last_contribution_of_each_part(tmp_path: Pa
     plane = team.peers[1].state.plane
     assert plane is not None
     raws = [plane.contribution(1, 0, part) or b"" for part in range(PARTS)]
-    sent = np.concatenate([plane.codec.decode(raw, plane._size(part)) for part, raw in enumerate(raws)])
+    sent = np.concatenate([plane.codec.decode(raw, LAYOUT.size(1, part)) for part, raw in enumerate(raws)])
     team.apply(team.reduce())
     assert team.peers[1].state.sent == pytest.approx(float(np.linalg.norm(sent)), rel=1e-6)
 
@@ -395,5 +396,5 @@ def test_what_was_sent_lately_is_the_last_contribution_of_each_part(tmp_path: Pa
 def test_a_part_that_counts_though_nobody_knows_what_was_sent_of_it_is_lost_and_not_doubled() -> None:
     infos = tuple(PartInfo(part, "d" * 64, 1, ((0, 1.0),)) for part in range(PARTS))
     half = {0: np.ones(N // PARTS, np.float32)}
-    found = settled(owed(flying=(3, 0, 0), counted=half), Commit(3, 0, infos, 1, None, ""), PARTS)
+    found = settled(owed(flying=(3, 0, 0), counted=half), Commit(3, 0, infos, 1, None, ""), LAYOUT)
     np.testing.assert_array_equal(found.up, np.repeat(np.float32([1, 0]), [13, N - 13]))

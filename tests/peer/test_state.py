@@ -9,10 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from potluck.codecs.base import exactly
-from potluck.errors import CorruptData, StoreError
+from potluck.errors import CorruptData, RecipeError, StoreError
 from potluck.optim.state import state_digest
 from potluck.peer.state import Contribution, Missing, PeerState, genesis_of
 from potluck.recipe import Outer, Recipe, Rounds
+from potluck.store.contents import MemoryStore
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.records import Commit, Snapshot, TensorSpec
@@ -95,6 +96,26 @@ def test_the_genesis_describes_the_first_state() -> None:
     assert tiny.parts == 1, "there are no more parts than values"
 
 
+@pytest.mark.parametrize(
+    ("fragments", "parts", "due"), [(1, 3, 11), (1, 16, 16), (4, 1, 3), (4, 30, 10), (41, 9, 1)]
+)
+def test_no_part_of_a_fragment_is_too_large_or_empty(
+    monkeypatch: pytest.MonkeyPatch, fragments: int, parts: int, due: int
+) -> None:
+    monkeypatch.setattr("potluck.peer.state.PART_VALUES", 4)
+    recipe = Recipe(rounds=Rounds(fragments=fragments, parts=parts))
+    genesis = genesis_of("run", recipe, TENSORS, values(0), WIRE)
+    assert genesis.parts == due
+    state = PeerState(MemoryStore(), recipe, genesis)
+    sizes = [state.partial_sizes(round_, part) for round_ in range(fragments) for part in range(due)]
+    assert all(size is not None and size[0] in range(4, 4 * 4 + 1) for size in sizes)
+
+
+def test_there_are_no_more_fragments_than_values() -> None:
+    with pytest.raises(RecipeError, match=r"rounds\.fragments = 42 is more than the model's 41"):
+        genesis_of("run", Recipe(rounds=Rounds(fragments=42)), TENSORS, values(0), WIRE)
+
+
 def test_sizes_are_exact(pair: tuple[PeerState, PeerState]) -> None:
     state = pair[0]
     assert state.size == N
@@ -104,8 +125,8 @@ def test_sizes_are_exact(pair: tuple[PeerState, PeerState]) -> None:
         found = state.contribution(1, 0, part)
         assert found is not None
         sizes.append(len(found[1]))
-        assert state.contribution_sizes(part) == exactly(len(found[1]))
-    assert state.contribution_sizes(PARTS) is None
+        assert state.contribution_sizes(1, part) == exactly(len(found[1]))
+    assert state.contribution_sizes(1, PARTS) is None
     assert state.round_bytes == sum(sizes)
 
 

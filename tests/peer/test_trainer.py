@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from potluck.errors import ConnectionLost, ModelMismatch, RunOver, UsageError
-from potluck.peer.dataplane import Carry, Vector, carried
+from potluck.peer.dataplane import Carry, Stretch, Vector, carried
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.trainer import Trainer
 from potluck.wire.records import TensorSpec
@@ -271,14 +271,19 @@ class Mixed(nn.Module):
 
 
 def mixed_carries(size: int) -> list[Carry]:
-    """A state that was loaded, and two that came of rounds."""
+    """A state that was loaded, two that came of rounds, and one of a fragment."""
     chosen = np.random.default_rng(3)
-    loaded, first, second, *origins = chosen.standard_normal((5, size)).astype(np.float32)
-    return [Carry(loaded, None), Carry(first, origins[0], included=True), Carry(second, origins[1])]
+    loaded, first, second, third, *origins = chosen.standard_normal((7, size)).astype(np.float32)
+    return [
+        Carry(loaded, None),
+        Carry(first, origins[0], included=True),
+        Carry(second, origins[1]),
+        Carry(third, origins[2], stretches=(Stretch(slice(1, 4)), Stretch(slice(33, 40), 0.5))),
+    ]
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["", "cut"])
-@pytest.mark.parametrize("first", [0, 1], ids=["loaded", "carried"])
+@pytest.mark.parametrize("first", [0, 1, 3], ids=["loaded", "carried", "fragment"])
 @pytest.mark.parametrize("at_a_time", [3, 1 << 19])
 def test_states_are_taken_with_the_bits_of_whole_vectors(
     monkeypatch: pytest.MonkeyPatch, at_a_time: int, first: int, cut: bool
@@ -304,6 +309,36 @@ def test_states_are_taken_with_the_bits_of_whole_vectors(
     assert len(loop.cuts) == cut
     for _, local, *_ in loop.cuts:
         np.testing.assert_array_equal(local, expected)
+
+
+@pytest.mark.parametrize("offered", [False, True], ids=["", "carried"])
+def test_a_cut_has_the_stretches_that_are_asked_for(offered: bool) -> None:
+    model = Mixed()
+    loop = Loop(model, torch.optim.SGD([model.plain], lr=0.1))
+    stretches = (Stretch(slice(3, 9)), Stretch(slice(30, 40)), Stretch(slice(60, 62)))
+    carries = mixed_carries(62)[3:] if offered else []
+    whole = carried(loop.trainer.read(), carries)
+    for carry in carries:
+        loop.handover.offer(carry)
+    loop.handover.request(CutRequest(1, 0, 0, stretches))
+    loop.trainer.meet()
+    [(_, local, *_)] = loop.cuts
+    for bounds, _ in stretches:
+        np.testing.assert_array_equal(local[bounds], whole[bounds])
+
+
+def test_parameters_that_a_round_has_nothing_of_are_left_alone() -> None:
+    """Bits, memory and graphs through them."""
+    loop = Loop(linear())
+    bias, weight = loop.model.bias.detach().clone(), loop.model.weight.detach().clone()
+    loss = (loop.model.bias * loop.model.bias).sum()
+    loop.handover.offer(
+        Carry(np.ones(8, np.float32), np.zeros(8, np.float32), stretches=(Stretch(slice(2, 5)),))
+    )
+    loop.trainer.meet()
+    loss.backward()
+    assert torch.equal(loop.model.bias, bias)
+    assert torch.equal((loop.model.weight != weight).reshape(-1), torch.tensor([0, 0, 1, 1, 1, 0]).bool())
 
 
 def test_a_graph_through_values_that_a_new_state_replaced_is_refused() -> None:

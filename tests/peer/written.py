@@ -26,14 +26,14 @@ def values(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(N).astype(np.float32)
 
 
-def write_run(directory: Path, rounds: int, keep: int = 2, run: str = "run") -> None:
+def write_run(directory: Path, rounds: int, keep: int = 2, run: str = "run", recipe: Recipe = RECIPE) -> None:
     """A run of one peer: ``rounds`` rounds, a snapshot recorded every other one, ``keep`` snapshots kept."""
     store, journal = Store(directory / "store"), Journal(directory / NAME)
-    genesis = genesis_of(run, RECIPE, TENSORS, values(0), WIRE)
+    genesis = genesis_of(run, recipe, TENSORS, values(0), WIRE)
     genesis = replace(genesis, assets=(write_blob(store, "text.txt", b"the run's text"),))
     chain, retention = Chain(), Retention(keep)
     have = store.digests()
-    state = PeerState(store, RECIPE, genesis)
+    state = PeerState(store, recipe, genesis)
     state.begin(values(0), np.zeros(N, np.float32), 0)
     plane = state.plane
     assert plane is not None

@@ -72,6 +72,13 @@ LEAVES = replace(LAGS, codec="int4", leaves=8, duration_s=60.0)
 """Nothing but peers that leave in good order and come back, some before the round in flight is over."""
 
 
+FRAGMENTS = replace(QUIET, fragments=2)
+"""Two fragments that take turns, and nothing goes wrong."""
+
+MIXING = replace(ROUGH, fragments=2, mix=0.5)
+"""Models that mix, and not all that they give comes in time."""
+
+
 @dataclass(frozen=True)
 class Mutation:
     """How a bug is planted, what then is said, in which world, and within how many seeds."""
@@ -95,8 +102,8 @@ def counted_twice(patch: Patch) -> None:
     """The last contribution to a part is reduced twice."""
     reduce = DataPlane.reduce
 
-    def doubling(self: DataPlane, part: int, given: Any) -> Any:
-        mean = reduce(self, part, [*given, given[-1]])
+    def doubling(self: DataPlane, round_: int, part: int, given: Any) -> Any:
+        mean = reduce(self, round_, part, [*given, given[-1]])
         return mean._replace(contributors=tuple(sorted(set(mean.contributors))))
 
     patch.setattr(DataPlane, "reduce", doubling)
@@ -145,6 +152,18 @@ def carry_lost(patch: Patch) -> None:
     patch.setattr(world, "carried", lambda local, carries: carries[-1].theta.copy())
 
 
+def mixed_with_all(patch: Patch) -> None:
+    """A model mixes everywhere, and not only where its own progress is in the new shared state."""
+    apply = DataPlane.apply
+
+    def broken(self: DataPlane, commit: Commit, raws: Any, index: int | None) -> Any:
+        carry = apply(self, commit, raws, index)
+        shares = tuple(one._replace(share=self._mix or 1.0) for one in carry.stretches or ())
+        return replace(carry, stretches=shares)
+
+    patch.setattr(DataPlane, "apply", broken)
+
+
 def member_residual_forgotten(patch: Patch) -> None:
     """What encoding took from a contribution is not given with the next one."""
 
@@ -162,14 +181,28 @@ def reducer_residual_forgotten(patch: Patch) -> None:
 def residual_not_handed_on(patch: Patch) -> None:
     """A part goes to another reducer, and the old one drops what it owed."""
 
-    def settle(self: DataPlane, info: Any, index: int | None, bounds: slice) -> None:
-        ours = self._results.get((info.part, info.digest))
+    def settle(self: DataPlane, info: Any, index: int | None, place: int) -> None:
+        ours = self._results.get((place, info.digest))
         if ours is not None:
-            self._down[info.part].settle(ours)
+            self._down[place].settle(ours)
         else:
-            self._down.pop(info.part, None)
+            self._down.pop(place, None)
 
     patch.setattr(DataPlane, "_settle_down", settle)
+
+
+def residual_of_another_fragment(patch: Patch) -> None:
+    """A reducer adds what it owes of the same part of the round before, and so of another fragment."""
+    reduce = DataPlane.reduce
+
+    def reducing(self: DataPlane, round_: int, part: int, given: Any) -> Any:
+        here = self._layout.place(round_, part)
+        other = self._down.get(self._layout.place(round_ - 1, part))
+        if other is not None and other.residual.size == self._layout.size(round_, part):
+            self._down[here] = other
+        return reduce(self, round_, part, given)
+
+    patch.setattr(DataPlane, "reduce", reducing)
 
 
 def momentum_not_saved(patch: Patch) -> None:
@@ -285,9 +318,10 @@ def weights_of_a_group_ignored(patch: Patch) -> None:
     """Who gathers takes everybody's contribution for as much as any other."""
     combine = DataPlane.combine
 
-    def broken(self: DataPlane, part: int, given: Any) -> Any:
+    def broken(self: DataPlane, round_: int, part: int, given: Any) -> Any:
         alike = [one._replace(weights=tuple((index, 1.0) for index, _ in one.weights)) for one in given]
-        return combine(self, part, alike)._replace(contributors=combine(self, part, given).contributors)
+        mean = combine(self, round_, part, alike)
+        return mean._replace(contributors=combine(self, round_, part, given).contributors)
 
     patch.setattr(DataPlane, "combine", broken)
 
@@ -461,6 +495,8 @@ MUTATIONS = [
     Mutation(member_residual_forgotten, "progress and residual"),
     Mutation(reducer_residual_forgotten, "the mean and the residual"),
     Mutation(residual_not_handed_on, "and (the )?residual"),
+    Mutation(residual_of_another_fragment, "the mean and the residual", FRAGMENTS, 3),
+    Mutation(mixed_with_all, "own progress", MIXING, 20),
     Mutation(momentum_not_saved, "CorruptData"),
     Mutation(ack_skipped, "leaves living members out", LAGS, 20),
     Mutation(stale_contribution, "the mean and the residual"),
@@ -519,6 +555,8 @@ def test_a_planted_bug_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyP
         "STIRRED",
         "OUTAGES",
         "LEAVES",
+        "FRAGMENTS",
+        "MIXING",
     ],
 )
 def test_without_a_bug_nothing_is_said_in_these_worlds(name: str) -> None:

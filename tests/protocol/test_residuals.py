@@ -17,7 +17,7 @@ INT4 = codec("int4")
 def off(progress: NDArray[np.float64], sent: NDArray[np.float64]) -> float:
     """By how much a first contribution is off that is ``progress`` by the account, but encodes ``sent``."""
     decoded = INT4.decode(INT4.encode(sent.astype(np.float32)), sent.size).astype(np.float64)
-    return Residuals(sent.size, [slice(0, sent.size)], INT4).cut(WHO, (1, 0), progress, decoded)
+    return Residuals(sent.size, [[slice(0, sent.size)]], INT4).cut(WHO, (1, 0), progress, [decoded])
 
 
 def at_the_edge() -> NDArray[np.float64]:

@@ -51,7 +51,7 @@ def test_every_fault_is_read_back_as_it_was_written(one: Fault) -> None:
     assert fault(str(one)) == one
 
 
-ODD = World(delay_s=(0.5, 1.25), outer="average", loss=0.125, peers=1)
+ODD = World(delay_s=(0.5, 1.25), outer="average", loss=0.125, peers=1, fragments=3, mix=0.25)
 
 
 @pytest.mark.parametrize("world", [*PRESETS.values(), ODD])
@@ -97,6 +97,8 @@ def test_comments_units_and_order() -> None:
         ("at -3 crash peer1", "no such fault"),
         ("peers 0", "it can't be so"),
         ("peers three", "invalid literal"),
+        ("fragments 0", "it can't be so"),
+        ("fragments 1.5", "invalid literal"),
         ("loss nan", "it can't be so"),
         ("codec zip", "it is fp32, bf16, int8, int4 or topk"),
         ("delay_s 1", "it takes two numbers"),

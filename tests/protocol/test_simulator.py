@@ -39,11 +39,15 @@ CALM = replace(QUIET, calm_s=1.0)
 
 
 def world(seed: int) -> World:
-    """The world of a seed: two to six peers, either outer optimizer, any of three codecs, half rougher."""
+    """The world of a seed: two to six peers, either outer optimizer, any of three codecs, half in fragments,
+    some that mix, half rougher.
+    """
     some = World(
         peers=2 + seed % 5,
         outer="nesterov" if seed % 2 else "average",
         codec=("fp32", "int8", "topk")[seed % 3],
+        fragments=(1, 1, 2, 3)[seed // 3 % 4],
+        mix=0.5 if seed % 8 == 7 else 0.0,
         thin=0.3 if seed % 7 < 4 else 0.0,
         blocks=300,
         epochs=2 if seed % 5 == 0 else 0,
@@ -375,8 +379,9 @@ def test_with_the_hub_away_peers_train_on_and_no_work_is_lost() -> None:
         assert len(sim.referee.lives) == 3
 
 
-def test_every_token_of_a_calm_world_is_counted_once() -> None:
-    sim = Simulation(2, replace(CALM, peers=4))
+@pytest.mark.parametrize(("fragments", "mix"), [(1, 0.0), (3, 0.0), (2, 0.5)])
+def test_every_token_of_a_calm_world_is_counted_once(fragments: int, mix: float) -> None:
+    sim = Simulation(2, replace(CALM, peers=4, fragments=fragments, mix=mix))
     outcome = sim.run()
     for seen in sim.referee.commits.values():
         everybody = list(range(len(seen.members)))

@@ -108,7 +108,7 @@ def test_a_flipped_bit_anywhere_is_refused() -> None:
             "peer": msgspec.structs.replace(WHOSE, peer="d" * 64),
             "codec": msgspec.structs.replace(WHOSE, codec="int8"),
             "n": msgspec.structs.replace(WHOSE, n=24),
-            "parts": msgspec.structs.replace(WHOSE, parts=5),
+            "ranges": msgspec.structs.replace(WHOSE, ranges=5),
         }.items()
     ],
 )

@@ -87,7 +87,7 @@ class Actions:
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self.core, self.state = core, state
-        self.handover = Handover(self._taken_in_thread)
+        self.handover = Handover(self._taken_in_thread, state.fragments)
         self.sync: Callable[[], str] = str
         """Makes the ledger as followed so far durable, in the worker; returns what went wrong, in words."""
         self._links, self._ledger, self._chain = links, ledger, chain
@@ -157,7 +157,8 @@ class Actions:
         if self.core.leaving:
             self.core.cut_done(effect.round, effect.attempt, 0)
         elif exchange is not None and exchange.index is not None:
-            self.handover.request(CutRequest(effect.round, effect.attempt, exchange.index))
+            stretches = self.state.stretches(effect.round)
+            self.handover.request(CutRequest(effect.round, effect.attempt, exchange.index, stretches))
 
     def withdraw(self) -> None:
         """The trainer comes to no further boundary: nobody needs to wait for a cut that was asked for."""

@@ -1,15 +1,17 @@
 """The vectors of one peer: shared state, local progress, residuals. No I/O, and no decisions.
 
-Vectors are fp32 on the CPU, all parameters one after the other [n]; part p is a range of them. Contributions
-and results are both encoded with error feedback (``codecs.feedback``): a member's residual goes up with
-its next contribution, a reducer's comes down with the part's next result.
+Vectors are fp32 on the CPU, all parameters one after the other [n]; part p of a round is a range of them
+(``Layout``). Contributions and results are both encoded with error feedback (``codecs.feedback``): a member's
+residual goes up with its next contribution, a reducer's comes down with the next result of the same range.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -41,22 +43,92 @@ SLICE = 1 << 17
 """Values that are cut at a time, so that they stay in the processor's cache meanwhile."""
 
 
+class Stretch(NamedTuple):
+    """A range of the parameters that a round exchanges; and of its progress, the share that stays in the
+    model with a new shared state.
+    """
+
+    bounds: slice
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How vectors [n] are cut: into ``parts`` · ``fragments`` ranges. A round exchanges one fragment in turn,
+    each ``fragments``-th range from its first on (strided fragments: arXiv 2501.18512).
+    """
+
+    n: int
+    parts: int
+    fragments: int = 1
+
+    @cached_property
+    def bounds(self) -> list[slice]:
+        """All ranges."""
+        return part_bounds(self.n, self.ranges)
+
+    @property
+    def ranges(self) -> int:
+        """How many there are."""
+        return self.parts * self.fragments
+
+    def place(self, round_: int, part: int) -> int:
+        """Which of the ranges is a part of a round."""
+        return part * self.fragments + round_ % self.fragments
+
+    def range(self, round_: int, part: int) -> slice:
+        """The range of a part of a round."""
+        return self.bounds[self.place(round_, part)]
+
+    def stretches(self, round_: int) -> tuple[Stretch, ...]:
+        """All that a round exchanges."""
+        found: list[Stretch] = []
+        for part in range(self.parts):
+            _add(found, self.range(round_, part))
+        return tuple(found)
+
+    def size(self, round_: int, part: int) -> int:
+        """Values in a part of a round."""
+        bounds = self.range(round_, part)
+        return int(bounds.stop - bounds.start)
+
+
 @dataclass(frozen=True)
 class Carry:
-    """What a new shared state does to a model in training: θ ← theta + (θ − origin), or θ ← theta.
+    """What a new shared state does to a model in training: θ ← theta + share · (θ − origin) in the ranges of
+    ``stretches`` (None: everywhere, with all of it), ascending; or θ ← theta.
 
     ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
     that included our contribution, the old shared state for the others; but for what the model keeps
-    (``Rounds.keeps``). ``included``: there were any of the former.
+    (``Rounds.keeps``). To mix, it is the new shared state. ``included``: there were any that included it.
     """
 
     theta: Vector
     origin: Vector | None
     included: bool = False
+    stretches: tuple[Stretch, ...] | None = None
 
     def within(self, bounds: slice) -> Carry:
         """What it does to a range of the parameters."""
-        return Carry(self.theta[bounds], None if self.origin is None else self.origin[bounds], self.included)
+        if self.origin is None:
+            return Carry(self.theta[bounds], None)
+        inside = None if self.stretches is None else tuple(within(self.stretches, bounds))
+        return Carry(self.theta[bounds], self.origin[bounds], self.included, inside)
+
+    def touches(self, bounds: slice) -> bool:
+        """Whether it does anything to a range of the parameters."""
+        return self.origin is None or self.stretches is None or any(within(self.stretches, bounds))
+
+
+def within(stretches: Sequence[Stretch], bounds: slice) -> Iterator[Stretch]:
+    """What of them, ascending, is in a range of the parameters, counted from its start."""
+    first = bisect_right(stretches, bounds.start, key=lambda stretch: int(stretch.bounds.stop))
+    for number in range(first, len(stretches)):
+        ours, share = stretches[number]
+        if ours.start >= bounds.stop:
+            return
+        start, stop = max(ours.start, bounds.start), min(ours.stop, bounds.stop)
+        yield Stretch(slice(start - bounds.start, stop - bounds.start), share)
 
 
 class Given(NamedTuple):
@@ -98,8 +170,10 @@ class DataPlane:
     Args:
         theta, momentum: shared state [n]; taken over, not copied.
         round_: the round they are the state after.
-        parts: how many ranges the vectors are cut into.
+        layout: how vectors are cut.
         keeps: what our contributions lose is in the model (``Carry``), and comes with its next difference.
+        mix: a model becomes that much of itself and the rest of a new shared state that has its progress;
+            None: what it learnt since its cut is carried over.
     """
 
     def __init__(
@@ -107,10 +181,11 @@ class DataPlane:
         theta: Vector,
         momentum: Vector,
         round_: int,
-        parts: int,
+        layout: Layout,
         codec: Codec,
         outer: OuterOptimizer,
         keeps: bool = False,
+        mix: float | None = None,
     ) -> None:
         self.theta = theta
         self.momentum = momentum
@@ -118,10 +193,11 @@ class DataPlane:
         self._digest: str | None = None
         self.codec = codec
         self._outer = outer
-        self._keeps = keeps
-        self._bounds = part_bounds(theta.size, parts)
+        self._keeps, self._mix = keeps, mix
+        self._layout = layout
         self._up = self._feedback(theta.size)
         self._down: dict[int, ErrorFeedback] = {}
+        """By place (``Layout.place``)."""
         self._sent: dict[int, float] = {}
         self._cut: _Cut | None = None
         self._total = np.empty_like(theta)
@@ -137,13 +213,14 @@ class DataPlane:
         return self._digest
 
     def cut(self, round_: int, attempt: int, local: Vector) -> bool:
-        """Take the model's parameters ``local`` [n], ours from now on, as this round's contribution.
+        """Take the model's parameters ``local`` [n], ours from now on, as this round's contribution; only
+        those in its fragment are looked at.
 
         Returns False, with nothing kept, when it holds NaN or infinity, or is absurd: it has to begin anew
         from the shared state, and a residual that it held is gone with it.
         """
         self._cut, total = None, self._total
-        for bounds in _pieces(self._bounds):
+        for bounds in _pieces([self._layout.range(round_, part) for part in range(self._layout.parts)]):
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(self.theta[bounds], local[bounds], out=total[bounds])
                 if not self._keeps:
@@ -163,43 +240,45 @@ class DataPlane:
         if cut is None or cut.key != (round_, attempt):
             return None
         if part not in cut.encoded:
-            cut.encoded[part] = self.codec.send(cut.total[self._bounds[part]])
+            cut.encoded[part] = self.codec.send(cut.total[self._layout.range(round_, part)])
         return cut.encoded[part]
 
-    def combine(self, part: int, given: Sequence[Given]) -> Mean:
+    def combine(self, round_: int, part: int, given: Sequence[Given]) -> Mean:
         """Weighted mean in fp32 of what a group gave, in that order; empty if nobody is left."""
-        values, kept, refused = self._sorted_out(part, given)
+        values, kept, refused = self._sorted_out(self._layout.size(round_, part), given)
         if not kept:
             return Mean(b"", (), refused)
         mean = weighted_mean(values, [one.weight for one in kept])
         return Mean(Fp32().encode(mean), _all(kept), refused)
 
-    def reduce(self, part: int, given: Sequence[Given]) -> Mean:
+    def reduce(self, round_: int, part: int, given: Sequence[Given]) -> Mean:
         """Weighted mean in that order, plus our downlink residual; empty if nobody is left.
 
         The residual is settled by the commit of the content that ``reduced_to`` names.
         """
-        values, kept, refused = self._sorted_out(part, given)
+        place, size = self._layout.place(round_, part), self._layout.size(round_, part)
+        values, kept, refused = self._sorted_out(size, given)
         if not kept:
             return Mean(b"", (), refused)
-        feedback = self._down.setdefault(part, self._feedback(self._size(part)))
+        feedback = self._down.setdefault(place, self._feedback(size))
         mean = weighted_mean(values, [one.weight for one in kept])
         lost = feedback.add(mean, out=mean)
         raw = self.codec.send(lost)
-        self._reduced[part] = lost
+        self._reduced[place] = lost
         return Mean(raw, _all(kept), refused)
 
-    def reduced_to(self, info: PartInfo) -> None:
+    def reduced_to(self, round_: int, info: PartInfo) -> None:
         """What was reduced last for a part is the content with this digest."""
-        self._results[info.part, info.digest] = self._reduced.pop(info.part)
+        place = self._layout.place(round_, info.part)
+        self._results[place, info.digest] = self._reduced.pop(place)
 
     def _sorted_out(
-        self, part: int, given: Sequence[Given]
+        self, size: int, given: Sequence[Given]
     ) -> tuple[list[Values], list[Given], tuple[int, ...]]:
         """Decoded values, what they are of, and the members whose can't be decoded or are absurd."""
         values, kept, refused = [], [], []
         for one in given:
-            value = self._decoded(one.raw, self._size(part), Fp32() if one.partial else self.codec)
+            value = self._decoded(one.raw, size, Fp32() if one.partial else self.codec)
             if value is None:
                 refused += [index for index, _ in one.weights]
             else:
@@ -219,22 +298,28 @@ class DataPlane:
         inside = [info.part for info in commit.parts if index in dict(info.contributors)] if cut else []
         if cut is not None:
             self._settle_up(cut, inside)
-        origin = cut.local if cut is not None else self._copy()
-        for info, bounds in zip(commit.parts, self._bounds, strict=True):
-            included = info.part in inside
+        origin = cut.local if cut is not None else self._spare.take(self.theta.size)
+        stretches: list[Stretch] = []
+        for info in commit.parts:
+            place, included = self._layout.place(commit.round, info.part), info.part in inside
+            bounds = self._layout.bounds[place]
             held = self._up.residual[bounds].copy() if self._keeps and not included else None
             if not included:
                 origin[bounds] = self.theta[bounds]
-            decoded = self._decoded_result(raws[info.part], info.part)
-            self._settle_down(info, index, bounds)
+            decoded = self._decoded_result(raws[info.part], self._layout.size(commit.round, info.part))
+            self._settle_down(info, index, place)
             if self._keeps:
                 origin[bounds] += self._kept(bounds, held)
             self._outer.step(self.theta[bounds], self.momentum[bounds], decoded)
+            share = 1.0
+            if self._mix is not None and included:
+                origin[bounds], share = self.theta[bounds], self._mix
+            _add(stretches, bounds, share)
         self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
         self._reduced.clear()
-        return Carry(self._copy(), origin, bool(inside))
+        return Carry(self._copy(), origin, bool(inside), tuple(stretches))
 
     def _kept(self, bounds: slice, held: Vector | None) -> Vector:
         """What the model is to hold of the residual, less what it holds already."""
@@ -249,29 +334,28 @@ class DataPlane:
 
     def _settle_up(self, cut: _Cut, parts: Sequence[int]) -> None:
         """Our contribution counted in these parts: keep what it lost."""
+        round_ = cut.key[0]
         for part in parts:
-            raw = self.contribution(
-                *cut.key, part
-            )  # if nobody asked for it, it is encoded here: what is lost?
+            raw = self.contribution(*cut.key, part)  # if nobody asked for it, now, to see what it loses
             assert raw is not None
-            sent = _given(self.codec.read(raw, self._size(part)))
-            self._sent[part] = float(np.vdot(sent, sent))
-        if len(parts) == len(self._bounds):
+            sent = _given(self.codec.read(raw, self._layout.size(round_, part)))
+            self._sent[self._layout.place(round_, part)] = float(np.vdot(sent, sent))
+        if len(parts) == len(self._layout.bounds):
             self._up.residual, self._total = cut.total, self._up.residual
             return
-        for bounds in (self._bounds[part] for part in parts):
+        for bounds in (self._layout.range(round_, part) for part in parts):
             np.copyto(self._up.residual[bounds], cut.total[bounds])
 
-    def _settle_down(self, info: PartInfo, index: int | None, bounds: slice) -> None:
+    def _settle_down(self, info: PartInfo, index: int | None, place: int) -> None:
         """Our result counted: keep what it lost. Another's did: our old residual goes up with our share."""
-        ours = self._results.get((info.part, info.digest))
+        ours = self._results.get((place, info.digest))
         if ours is not None:
-            self._down[info.part].settle(ours)
+            self._down[place].settle(ours)
             return
         weight = dict(info.contributors).get(index) if index is not None else None
-        if weight is not None and info.part in self._down:
+        if weight is not None and place in self._down:
             share = np.float32(min(info.weight / weight, MAX_SHARE))
-            self._up.residual[bounds] += share * self._down.pop(info.part).residual
+            self._up.residual[self._layout.bounds[place]] += share * self._down.pop(place).residual
 
     def abandon(self) -> Vector:
         """Drop the contribution in flight, and the residual of earlier ones; returns Θ [n], a copy."""
@@ -296,23 +380,29 @@ class DataPlane:
 
     def owed(self) -> Owed:
         """What is not sent yet, in this plane's own memory, and what will be if that in flight counts."""
-        cut = self._cut
-        counted = {part: cut.total[self._bounds[part]] for part in cut.encoded} if cut is not None else {}
-        results = {part: (digest, lost) for (part, digest), lost in self._results.items()}
-        down = {part: feedback.residual for part, feedback in self._down.items()}
+        cut, layout, counted = self._cut, self._layout, {}
+        for part in cut.encoded if cut is not None else ():
+            assert cut is not None
+            place = layout.place(cut.key[0], part)
+            counted[place] = cut.total[layout.bounds[place]]
+        results = {place: (digest, lost) for (place, digest), lost in self._results.items()}
+        down = {place: feedback.residual for place, feedback in self._down.items()}
         return Owed(self.round, self.digest, self._up.residual, down, None, counted, results)
 
     def take_up(self, owed: Owed, carry: Carry) -> Carry:
         """Owe this as well; returns ``carry``, of this state, with what the model is to hold of it."""
         self._up.residual += owed.up
-        for part, values in owed.down.items():
-            self._down.setdefault(part, self._feedback(values.size)).residual += values
+        for place, values in owed.down.items():
+            self._down.setdefault(place, self._feedback(values.size)).residual += values
         if not self._keeps:
             return carry
         kept = np.float32(self.codec.decay) * owed.up
         if carry.origin is None:
             return Carry(carry.theta - kept, None)
-        return Carry(carry.theta, carry.origin + kept, carry.included)
+        origin = carry.theta + kept  # where the round exchanged nothing the shared state is what it was
+        for bounds, _ in carry.stretches or ():
+            np.add(carry.origin[bounds], kept[bounds], out=origin[bounds])
+        return Carry(carry.theta, origin, carry.included)
 
     def afresh(self, carry: Carry) -> Carry:
         """What a model begins with that does not train yet: Θ, less what it is to hold of the residual."""
@@ -327,17 +417,12 @@ class DataPlane:
             return None
         return value if _sound(_given(value)) else None
 
-    def _decoded_result(self, raw: bytes | memoryview, part: int) -> Values:
-        value = self._decoded(raw, self._size(part), self.codec)
-        nothing = Sparse(self._size(part), np.empty(0, np.int64), np.empty(0, np.float32))
-        return nothing if value is None else value
+    def _decoded_result(self, raw: bytes | memoryview, size: int) -> Values:
+        value = self._decoded(raw, size, self.codec)
+        return value if value is not None else Sparse(size, np.empty(0, np.int64), np.empty(0, np.float32))
 
     def _feedback(self, n: int) -> ErrorFeedback:
         return ErrorFeedback(n, self.codec.decay)
-
-    def _size(self, part: int) -> int:
-        bounds = self._bounds[part]
-        return int(bounds.stop - bounds.start)
 
 
 def _all(given: Sequence[Given]) -> tuple[tuple[int, float], ...]:
@@ -373,6 +458,13 @@ def _pieces(bounds: Sequence[slice]) -> Iterator[slice]:
     )
 
 
+def _add(stretches: list[Stretch], bounds: slice, share: float = 1.0) -> None:
+    """One more range, as part of the last one where it goes on from that."""
+    if stretches and (stretches[-1].bounds.stop, stretches[-1].share) == (bounds.start, share):
+        bounds = slice(stretches.pop().bounds.start, bounds.stop)
+    stretches.append(Stretch(bounds, share))
+
+
 def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) -> Vector:
     """The model's parameters [n] after some new shared states, oldest first; in ``out``, which may be
     ``local``, or in memory of their own.
@@ -382,7 +474,13 @@ def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) 
         if carry.origin is None:
             np.copyto(out, carry.theta)
         else:
-            np.subtract(local, carry.origin, out=out)
-            np.add(carry.theta, out, out=out)
+            if carry.stretches is not None and local is not out:
+                np.copyto(out, local)
+            everywhere = (Stretch(slice(None)),)
+            for bounds, share in everywhere if carry.stretches is None else carry.stretches:
+                np.subtract(local[bounds], carry.origin[bounds], out=out[bounds])
+                if share != 1:
+                    np.multiply(out[bounds], np.float32(share), out=out[bounds])
+                np.add(carry.theta[bounds], out[bounds], out=out[bounds])
         local = out
     return local

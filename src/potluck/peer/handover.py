@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from potluck.data.leases import LeaseQueue
-from potluck.peer.dataplane import Carry, Vector
+from potluck.peer.dataplane import Carry, Stretch, Vector
 from potluck.protocol.leases import Span
 
 EMA = 0.1
@@ -31,11 +31,12 @@ FIRST_LEASE = 4
 
 @dataclass(frozen=True)
 class CutRequest:
-    """A round that waits for this peer's contribution."""
+    """A round that waits for this peer's contribution: these ``stretches`` of the parameters (None: all)."""
 
     round: int
     attempt: int
     index: int
+    stretches: tuple[Stretch, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,12 @@ Taken = Callable[[CutRequest, Vector, float, int], None]
 class Handover:
     """Thread-safe. ``taken`` is called from the training thread with each cut: what was asked for, the
     parameters, their weight in tokens, and how many leased data blocks are behind them.
+
+    A token is in the run once it is in all ``fragments``, and counts in proportion: the weight of a cut are
+    the tokens behind its fragment's difference, divided by that number.
     """
 
-    def __init__(self, taken: Taken) -> None:
+    def __init__(self, taken: Taken, fragments: int = 1) -> None:
         self._lock = threading.Condition()
         self._taken = taken
         self._data = LeaseQueue()
@@ -78,7 +82,10 @@ class Handover:
         self._carries: list[Carry] = []
         self._request: CutRequest | None = None
         self._work = Work()
-        self._in_flight = 0.0
+        self._since = [0.0] * fragments
+        """Of each fragment, the tokens done before its difference began."""
+        self._in_flight = 0, 0.0
+        """The fragment that was cut last, and the tokens done until then."""
         self._last_step: float | None = None
         self._began: float | None = None
         self.over: str | None = None
@@ -100,7 +107,8 @@ class Handover:
             else:
                 self._carries.append(carry)
             if carry.included:
-                self._in_flight = 0.0
+                fragment, done = self._in_flight
+                self._since[fragment] = max(self._since[fragment], done)
             self._lock.notify_all()
 
     def leased(self, spans: tuple[Span, ...]) -> None:
@@ -170,7 +178,7 @@ class Handover:
 
     def _drop_work(self) -> None:
         self._work = replace(self._work, tokens=0.0, steps=0)
-        self._in_flight = 0.0
+        self._since = [self._work.total_tokens] * len(self._since)
         self._data.rewind()
 
     def begin(self) -> None:
@@ -204,13 +212,15 @@ class Handover:
             )
 
     def exchange(
-        self, read: Callable[[], Vector], take: Callable[[list[Carry], bool], Vector | None]
+        self,
+        read: Callable[[CutRequest], Vector],
+        take: Callable[[list[Carry], CutRequest | None], Vector | None],
     ) -> None:
         """Take new shared states in, then meet a request for a cut.
 
         Args:
-            read: the model's parameters as they are.
-            take: put shared states into the model; returns its new parameters if they are asked for.
+            read: the model's parameters as they are, those that are asked for.
+            take: put shared states into the model; returns its new parameters, as ``read``, for a request.
         """
         with self._lock:
             carries, self._carries = self._carries, []
@@ -219,12 +229,13 @@ class Handover:
                 self._drop_work()  # the step that just ended as well
             weight, blocks = 0.0, self._data.done
             if request is not None:
-                weight = self._work.tokens + self._in_flight
-                self._in_flight = weight
+                fragment, done = request.round % len(self._since), self._work.total_tokens
+                weight = (done - self._since[fragment]) / len(self._since)
+                self._in_flight = fragment, done
                 self._work = replace(self._work, tokens=0.0, steps=0)
-        local = take(carries, request is not None) if carries else None
+        local = take(carries, request) if carries else None
         if request is not None:
-            self._taken(request, read() if local is None else local, weight, blocks)
+            self._taken(request, read(request) if local is None else local, weight, blocks)
 
     def next_block(self, wait_s: float) -> int | None:
         """The position of the next data block to train on; None if none came within ``wait_s``, or if there

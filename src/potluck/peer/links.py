@@ -320,8 +320,8 @@ class Desk:
 
     Args:
         run: streams of another run are refused.
-        contribution_sizes: how many bytes a part's contribution may have, or None while there is no state;
-            partial_sizes: those of a partial.
+        contribution_sizes: how many bytes the contribution of a round's part may have, or None while there is
+            no state; partial_sizes: those of a partial.
         take_contribution: a member's contribution is here; says whether it was welcome.
         take_partial: the same of the mean of what a group gave.
         take_result: a result is here; verifies and keeps it.
@@ -333,8 +333,8 @@ class Desk:
         self,
         run: str,
         *,
-        contribution_sizes: Callable[[int], range | None],
-        partial_sizes: Callable[[int], range | None],
+        contribution_sizes: Callable[[int, int], range | None],
+        partial_sizes: Callable[[int, int], range | None],
         take_contribution: Callable[[PushContribution, Member, bytes], Awaitable[Answer]],
         take_partial: Callable[[PushPartial, Member, bytes], Awaitable[Answer]],
         take_result: Callable[[PushResult, bytes], Awaitable[Answer]],
@@ -380,11 +380,11 @@ class Desk:
     async def _one(self, stream: Stream, member: Member) -> None:
         request: Request = decode(await stream.receive(HEADER_BYTES), Request)
         if isinstance(request, PushContribution):
-            due = self._due(self._sizes, request.part, request.weight > 0)
+            due = self._due(self._sizes, request.round, request.part, request.weight > 0)
             body = await self._sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_contribution(request, member, body)))
         elif isinstance(request, PushPartial):
-            due = self._due(self._partial_sizes, request.part, bool(request.contributors))
+            due = self._due(self._partial_sizes, request.round, request.part, bool(request.contributors))
             body = await self._sized(stream, request.part, request.size, due)
             await stream.send(encode(await self._take_partial(request, member, body)))
         elif isinstance(request, PushResult):
@@ -395,7 +395,7 @@ class Desk:
             raise ProtocolError("a second Hello on one stream")
 
     async def _serve_result(self, stream: Stream, request: PushResult, member: Member) -> None:
-        due = self._due(self._sizes, request.held.part, True)
+        due = self._due(self._sizes, request.round, request.held.part, True)
         with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
         self._coming(request, member, True)
         try:
@@ -415,8 +415,8 @@ class Desk:
         await stream.send(encode(Answer(True, size=len(found), compressed=len(small or b""))))
         await stream.send(small or found)
 
-    def _due(self, sizes: Callable[[int], range | None], part: int, some: bool) -> range:
-        due = sizes(part) if some else range(1)
+    def _due(self, sizes: Callable[[int, int], range | None], round_: int, part: int, some: bool) -> range:
+        due = sizes(round_, part) if some else range(1)
         if due is None:
             # No state yet, so no part can be judged: end the stream, the sender tries again.
             raise ProtocolError("a part came before this peer had a state")

@@ -186,10 +186,10 @@ class Node:
         self.genesis, self.recipe = body, Recipe.from_toml(body.recipe)
         state = PeerState(self._store, self.recipe, body)
         rounds, end = self.recipe.rounds, self.recipe.end
-        whose = Whose(body.run, self._place.identity.peer, rounds.codec, state.size, body.parts)
+        whose = Whose(body.run, self._place.identity.peer, rounds.codec, state.size, state.layout.ranges)
         self._residuals = ResidualsFile(self._place.directory, whose)
         if self._place.trains:
-            state.returning = await asyncio.to_thread(found, self._residuals, body.parts)
+            state.returning = await asyncio.to_thread(found, self._residuals, state.layout)
         rules = Rules(
             rounds.tokens,
             rounds.grace_s,

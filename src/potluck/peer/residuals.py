@@ -14,22 +14,23 @@ from dataclasses import replace
 import numpy as np
 
 from potluck.errors import CorruptData, StoreError
-from potluck.peer.dataplane import MAX_SHARE, Carry, DataPlane, part_bounds
+from potluck.peer.dataplane import MAX_SHARE, Carry, DataPlane, Layout
 from potluck.protocol.view import RunView, contributors
 from potluck.store.residuals import Kept, Owed
 from potluck.wire.records import Commit
 
 
 class Returning:
-    """What an earlier life left, until it is taken up or dropped; of ``parts`` parts.
+    """What an earlier life left, until it is taken up or dropped.
 
     Args:
         owed: what was found; None if nothing was.
+        layout: how the run's vectors are cut.
         remove: removes it from the disk for good, or raises ``StoreError``.
     """
 
-    def __init__(self, owed: Owed | None, parts: int, remove: Callable[[], None]) -> None:
-        self._owed, self._parts, self._remove = owed, parts, remove
+    def __init__(self, owed: Owed | None, layout: Layout, remove: Callable[[], None]) -> None:
+        self._owed, self._layout, self._remove = owed, layout, remove
         self._said: list[str] = []
         self.taken_up = False
 
@@ -70,7 +71,7 @@ class Returning:
         owed = self._owed
         if owed is None or plane.round < owed.round:
             return carry
-        if not fit(owed, plane.theta.size, self._parts):
+        if not fit(owed, self._layout):
             self._drop("they are of another size than this run's model")
             return carry
         if plane.round == owed.round:
@@ -82,7 +83,7 @@ class Returning:
         if commit is None or plane.round > owed.round + 1:
             self._drop(f"this peer came back by a later state, of round {plane.round}")
             return carry
-        return self._taken(plane, carry, settled(owed, commit, self._parts))
+        return self._taken(plane, carry, settled(owed, commit, self._layout))
 
     def _taken(self, plane: DataPlane, carry: Carry, owed: Owed) -> Carry:
         try:
@@ -102,38 +103,40 @@ class Returning:
             self._remove()
 
 
-def settled(owed: Owed, commit: Commit, parts: int) -> Owed:
+def settled(owed: Owed, commit: Commit, layout: Layout) -> Owed:
     """What is owed now that the next round tells what became of that in flight; as ``DataPlane`` has it."""
-    bounds, up, down = part_bounds(owed.up.size, parts), owed.up.copy(), dict(owed.down)
+    up, down = owed.up.copy(), dict(owed.down)
     ours = owed.flying is not None and owed.flying[:2] == (commit.round, commit.attempt)
     index = owed.flying[2] if ours and owed.flying is not None else None
-    for info, within in zip(commit.parts, bounds, strict=True):
+    for info in commit.parts:
+        place, within = layout.place(commit.round, info.part), layout.range(commit.round, info.part)
         weight = dict(info.contributors).get(index) if index is not None else None
         if weight is not None:
-            up[within] = owed.counted.get(info.part, 0.0)
-        digest, result = owed.results.get(info.part, ("", None))
+            up[within] = owed.counted.get(place, 0.0)
+        digest, result = owed.results.get(place, ("", None))
         if result is not None and digest == info.digest:
-            down[info.part] = result
-        elif weight is not None and info.part in down:
-            up[within] += np.float32(min(info.weight / weight, MAX_SHARE)) * down.pop(info.part)
+            down[place] = result
+        elif weight is not None and place in down:
+            up[within] += np.float32(min(info.weight / weight, MAX_SHARE)) * down.pop(place)
     return replace(owed, up=up, down=down, flying=None, counted={}, results={})
 
 
-def fit(owed: Owed, n: int, parts: int) -> bool:
+def fit(owed: Owed, layout: Layout) -> bool:
     """Whether all is of the size that it has to be."""
-    bounds = part_bounds(n, parts)
-    by_part = [*owed.down.items(), *owed.counted.items(), *((p, v) for p, (_, v) in owed.results.items())]
-    return owed.up.size == n and all(
-        part < parts and values.size == bounds[part].stop - bounds[part].start for part, values in by_part
+    results = ((place, values) for place, (_, values) in owed.results.items())
+    by_place = [*owed.down.items(), *owed.counted.items(), *results]
+    sizes = [bounds.stop - bounds.start for bounds in layout.bounds]
+    return owed.up.size == layout.n and all(
+        place < len(sizes) and values.size == sizes[place] for place, values in by_place
     )
 
 
-def found(file: Kept, parts: int) -> Returning:
+def found(file: Kept, layout: Layout) -> Returning:
     """What is in the file. If that is not what it should be, it is said, and nothing is taken up."""
     try:
-        return Returning(file.read(), parts, file.remove)
+        return Returning(file.read(), layout, file.remove)
     except (CorruptData, StoreError) as error:
-        returning = Returning(None, parts, file.remove)
+        returning = Returning(None, layout, file.remove)
         returning.say(f"the residuals in {file.path} are dropped: {error}")
         return returning
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from potluck.codecs import Codec, codec
 from potluck.codecs.fp32 import Fp32
-from potluck.errors import CorruptData, StoreError
+from potluck.errors import CorruptData, RecipeError, StoreError
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
-from potluck.peer.dataplane import Carry, DataPlane, Given, Vector, part_bounds
+from potluck.peer.dataplane import Carry, DataPlane, Given, Layout, Stretch, Vector
 from potluck.peer.residuals import Returning
 from potluck.peer.spare import Spare
 from potluck.recipe import Recipe
@@ -70,9 +70,9 @@ class PeerState:
     def __init__(self, store: Contents, recipe: Recipe, genesis: Genesis) -> None:
         self.store = store
         self.tensors = genesis.tensors
-        self._parts = genesis.parts
+        self._rounds = recipe.rounds
+        self.layout = Layout(self.size, genesis.parts, recipe.rounds.fragments)
         self._codec = codec(recipe.rounds.codec)
-        self._keeps = recipe.rounds.keeps
         self._outer = OuterOptimizer(recipe.outer)
         self._inbox: dict[tuple[int, int, int, int], Contribution] = {}
         self._partials: dict[tuple[int, int, int, int], Partial] = {}
@@ -80,13 +80,22 @@ class PeerState:
         self._weight, self._blocks = 0.0, 0
         self._member: tuple[int, int, int] | None = None
         self.plane: DataPlane | None = None
-        self.returning = Returning(None, self._parts, _nothing)
+        self.returning = Returning(None, self.layout, _nothing)
         """What an earlier life left."""
 
     @property
     def size(self) -> int:
         """Trained values in all."""
         return sum(int(np.prod(spec.shape, dtype=np.int64)) for spec in self.tensors)
+
+    @property
+    def fragments(self) -> int:
+        """Fragments that rounds exchange in turn."""
+        return self.layout.fragments
+
+    def stretches(self, round_: int) -> tuple[Stretch, ...]:
+        """What a round exchanges of the parameters."""
+        return self.layout.stretches(round_)
 
     # -- the round in flight ---------------------------------------------------------------------
 
@@ -110,24 +119,25 @@ class PeerState:
         assert self.plane is not None, "there is a state to go back to"
         return self.plane.abandon()
 
-    def contribution_sizes(self, part: int) -> range | None:
-        """How many bytes an encoded part may have; None if there is no such part."""
-        return self._sizes(part, self._codec)
+    def contribution_sizes(self, round_: int, part: int) -> range | None:
+        """How many bytes an encoded part may have in a round; None if there is no such part."""
+        return self._sizes(round_, part, self._codec)
 
-    def partial_sizes(self, part: int) -> range | None:
+    def partial_sizes(self, round_: int, part: int) -> range | None:
         """How many bytes a partial's values may have; None if there is no such part."""
-        return self._sizes(part, Fp32())
+        return self._sizes(round_, part, Fp32())
 
-    def _sizes(self, part: int, coder: Codec) -> range | None:
-        if part >= self._parts:
-            return None
-        bounds = part_bounds(self.size, self._parts)[part]
-        return coder.sizes(bounds.stop - bounds.start)
+    def _sizes(self, round_: int, part: int, coder: Codec) -> range | None:
+        return coder.sizes(self.layout.size(round_, part)) if part < self.layout.parts else None
 
     @property
     def round_bytes(self) -> int:
         """Bytes of one whole contribution, at most."""
-        return sum((self.contribution_sizes(part) or (0,))[-1] for part in range(self._parts))
+        layout, coder = self.layout, self._codec
+        return max(
+            sum(coder.sizes(layout.size(round_, part))[-1] for part in range(layout.parts))
+            for round_ in range(layout.fragments)
+        )
 
     def take(self, round_: int, attempt: int, part: int, index: int, given: Contribution) -> None:
         """Keep another member's contribution until its part is reduced."""
@@ -150,7 +160,7 @@ class PeerState:
         """Combine and keep what these members gave; returns who is in it, and the members refused."""
         assert self.plane is not None, "only a peer with a state is a member"
         given, blocks = self._given(round_, attempt, part, contributors, ())
-        mean = self.plane.combine(part, given)
+        mean = self.plane.combine(round_, part, given)
         if mean.contributors:
             counts = tuple((i, blocks[i]) for i, _ in mean.contributors if i in blocks)
             self.take_partial(round_, attempt, part, Partial(mean.contributors, mean.raw, counts))
@@ -179,13 +189,13 @@ class PeerState:
         """
         assert self.plane is not None, "only a peer with a state is a member"
         given, blocks = self._given(round_, attempt, part, contributors, partials)
-        mean = self.plane.reduce(part, given)
+        mean = self.plane.reduce(round_, part, given)
         if not mean.contributors:
             return None, b"", mean.refused
         counts = tuple((i, blocks[i]) for i, _ in mean.contributors if i in blocks)
         raw = pack(Tally(round_, attempt, part, mean.contributors, counts), mean.raw)
         _, info = describe(raw)
-        self.plane.reduced_to(info)
+        self.plane.reduced_to(round_, info)
         return info, raw, mean.refused
 
     def _given(
@@ -239,8 +249,10 @@ class PeerState:
     def begin(self, theta: Vector, momentum: Vector, round_: int) -> Carry:
         """Take a state over as it is."""
         if self.plane is None:
+            rounds = self._rounds
+            mix = rounds.mix if rounds.overlap == "mix" else None
             self.plane = DataPlane(
-                theta, momentum, round_, self._parts, self._codec, self._outer, self._keeps
+                theta, momentum, round_, self.layout, self._codec, self._outer, rounds.keeps, mix
             )
             carry = Carry(theta.copy(), None)
         else:
@@ -348,8 +360,17 @@ def genesis_of(
     """The first record of a run that starts from parameters ``theta`` [n]; momentum is zero.
 
     ``blocks`` is how many blocks its data has, if it is leased.
+
+    Raises:
+        RecipeError: there are more fragments than values.
     """
-    parts = max(1, min(max(recipe.rounds.parts, -(-theta.size // PART_VALUES)), theta.size))
+    fragments = recipe.rounds.fragments
+    if fragments > max(1, theta.size):
+        raise RecipeError(
+            f"rounds.fragments = {fragments} is more than the model's {theta.size} trained values"
+        )
+    least = -(-theta.size // (PART_VALUES * fragments))
+    parts = max(1, min(max(recipe.rounds.parts, least), theta.size // fragments))
     state = state_digest(0, theta, np.zeros_like(theta))
     return Genesis(
         run,

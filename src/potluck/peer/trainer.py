@@ -6,7 +6,7 @@ The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from torch.autograd.graph import increment_version
 
 from potluck.errors import ModelMismatch, RunOver, UsageError
-from potluck.peer.dataplane import Carry, Vector, carried
-from potluck.peer.handover import Handover
+from potluck.peer.dataplane import Carry, Stretch, Vector, carried, within
+from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.spare import Spare
 from potluck.wire.records import TensorSpec
 
@@ -71,14 +71,13 @@ class Trainer:
         if list(theirs) != list(ours):
             raise ModelMismatch("this model has the run's tensors in another order; build it as the host did")
 
-    def read(self) -> Vector:
-        """The trained parameters [n], a copy."""
-        vector = self._spare.take(self._size)
-        flat, start = torch.from_numpy(vector), 0
+    def read(self, stretches: Sequence[Stretch] | None = None) -> Vector:
+        """The trained parameters [n], a copy; with ``stretches`` only those, and the rest is anything."""
+        vector, start = self._spare.take(self._size), 0
         with torch.no_grad():
             for parameter in self._parameters.values():
                 stop = start + parameter.numel()
-                flat[start:stop].copy_(parameter.reshape(-1))
+                _copy(parameter, slice(start, stop), vector, stretches)
                 start = stop
         return vector
 
@@ -117,7 +116,7 @@ class Trainer:
 
     def meet(self) -> None:
         """A boundary: take new shared states in, and meet a request for a cut."""
-        self._handover.exchange(self.read, self._take)
+        self._handover.exchange(lambda request: self.read(request.stretches), self._take)
 
     def blocks(self) -> Iterator[int]:
         """Positions of the data leased to this peer, for ever; while there are none it waits, and goes on
@@ -163,29 +162,47 @@ class Trainer:
         if self._handover.over is not None:
             raise RunOver(self._handover.over)
 
-    def _take(self, carries: list[Carry], wanted: bool) -> Vector | None:
+    def _take(self, carries: list[Carry], request: CutRequest | None) -> Vector | None:
         """Carry the model's progress over to new shared states, some values at a time and in the parameters'
         own memory where that is fp32: whole vectors would go through this machine's memory three times.
-        Returns the parameters as they are in fp32, if they are wanted.
+        Returns the parameters that are asked for as they are in fp32.
         """
-        vector = self._spare.take(self._size) if wanted else None
-        start = 0
+        vector, start = self._spare.take(self._size) if request is not None else None, 0
         with torch.no_grad():
             for parameter in self._parameters.values():
-                stop = start + parameter.numel()
-                flat = _own_memory(parameter)
-                values = parameter.reshape(-1).float().cpu().numpy() if flat is None else flat
-                for some in _slices(start, stop):
-                    local = values[some.start - start : some.stop - start]
-                    carried(local, [carry.within(some) for carry in carries], out=local)
-                    if vector is not None:
-                        vector[some] = local
-                if flat is None:
-                    parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
-                else:
-                    increment_version(parameter)  # as copy_ does: a graph through the old values is void
-                start = stop
+                place = slice(start, start + parameter.numel())
+                if any(carry.touches(place) for carry in carries):
+                    _carry(parameter, place, carries, vector)
+                elif vector is not None and request is not None:
+                    _copy(parameter, place, vector, request.stretches)
+                start = place.stop
         return vector
+
+
+def _copy(
+    parameter: torch.nn.Parameter, place: slice, vector: Vector, stretches: Sequence[Stretch] | None
+) -> None:
+    """Copy those of a parameter's values, which are this range of all [n], that are in the stretches."""
+    values, target = parameter.reshape(-1), torch.from_numpy(vector[place])
+    for bounds, _ in (Stretch(slice(None)),) if stretches is None else within(stretches, place):
+        target[bounds].copy_(values[bounds])
+
+
+def _carry(
+    parameter: torch.nn.Parameter, place: slice, carries: Sequence[Carry], vector: Vector | None
+) -> None:
+    """Carry one parameter over, which is this range of all [n]; and put it there into ``vector``."""
+    flat = _own_memory(parameter)
+    values = parameter.reshape(-1).float().cpu().numpy() if flat is None else flat
+    for some in _slices(place.start, place.stop):
+        local = values[some.start - place.start : some.stop - place.start]
+        carried(local, [carry.within(some) for carry in carries], out=local)
+        if vector is not None:
+            vector[some] = local
+    if flat is None:
+        parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+    else:
+        increment_version(parameter)  # as copy_ does: a graph through the old values is void
 
 
 def _trained(model: torch.nn.Module) -> Iterable[tuple[str, torch.nn.Parameter]]:

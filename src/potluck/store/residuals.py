@@ -29,10 +29,10 @@ NAME = "residuals.safetensors"
 """The file's name in a peer's directory."""
 
 HEADER_BYTES, PART_BYTES = 1 << 20, 400
-"""Names and figures take no more than this, and this for each part."""
+"""Names and figures take no more than this, and this for each range."""
 
 KINDS = 4
-"""Vectors of the model's size that the file may hold, at most: each part once in each."""
+"""Vectors of the model's size that the file may hold, at most: each range once in each."""
 
 _NAMES = re.compile(r"up|(down|counted|result)\.(0|[1-9][0-9]{0,4})")
 
@@ -40,23 +40,23 @@ Vector = NDArray[np.float32]
 
 
 class Whose(Struct, frozen=True):
-    """Of which peer in which run residuals are, and how its vectors are cut and encoded."""
+    """Of which peer in which run residuals are, and how its vectors [n] are encoded and cut into ranges."""
 
     run: str
     peer: str
     codec: str
     n: int
-    parts: int
+    ranges: int
 
 
 @dataclass(frozen=True)
 class Owed:
     """What a peer owes after ``round``, whose state has the digest ``state``: fp32, as it is to be added.
 
-    ``up`` [n] goes with its next contribution, ``down`` with its next result of a part. Of a contribution or
+    ``up`` [n] goes with its next contribution, ``down`` with its next result of a range. Of a contribution or
     a result in flight nobody knows yet whether it counts. If the contribution ``flying`` (round, attempt,
-    index of the member) does, ``counted`` is owed in its parts instead of ``up``; if a part's result with the
-    digest in ``results`` does, what is beside it there instead of ``down``.
+    index of the member) does, ``counted`` is owed in its ranges instead of ``up``; if a range's result with
+    the digest in ``results`` does, what is beside it there instead of ``down``.
     """
 
     round: int
@@ -92,10 +92,10 @@ class _Said(Struct, frozen=True):
 def packed(whose: Whose, owed: Owed) -> bytes:
     """A file's bytes."""
     vectors = {"up": owed.up}
-    vectors |= {f"down.{part}": values for part, values in owed.down.items()}
-    vectors |= {f"counted.{part}": values for part, values in owed.counted.items()}
-    vectors |= {f"result.{part}": values for part, (_, values) in owed.results.items()}
-    digests = {part: digest for part, (digest, _) in owed.results.items()}
+    vectors |= {f"down.{place}": values for place, values in owed.down.items()}
+    vectors |= {f"counted.{place}": values for place, values in owed.counted.items()}
+    vectors |= {f"result.{place}": values for place, (_, values) in owed.results.items()}
+    digests = {place: digest for place, (digest, _) in owed.results.items()}
     said = msgspec.json.encode(_Said(whose, owed.round, owed.state, owed.flying, digests))
     return bytes(save(vectors, {"residuals": said.decode(), "digest": _digest(said, vectors)}))
 
@@ -122,16 +122,16 @@ def unpacked(raw: bytes | bytearray, whose: Whose) -> Owed:
         raise CorruptData("its bytes are not those that were written")
     if not all(np.isfinite(values).all() for values in vectors.values()):
         raise CorruptData("it holds NaN or infinity")
-    down, counted, results = (_by_part(kind, vectors) for kind in ("down", "counted", "result"))
+    down, counted, results = (_by_place(kind, vectors) for kind in ("down", "counted", "result"))
     if results.keys() != said.results.keys() or "up" not in vectors:
         raise CorruptData("it holds other residuals than it says")
-    pairs = {part: (said.results[part], values) for part, values in results.items()}
+    pairs = {place: (said.results[place], values) for place, values in results.items()}
     return Owed(said.round, said.state, vectors["up"], down, said.flying, counted, pairs)
 
 
-def _by_part(kind: str, vectors: Mapping[str, Vector]) -> dict[int, Vector]:
+def _by_place(kind: str, vectors: Mapping[str, Vector]) -> dict[int, Vector]:
     named = (name.partition(".") for name in vectors)
-    return {int(part): vectors[f"{kind}.{part}"] for what, _, part in named if what == kind}
+    return {int(place): vectors[f"{kind}.{place}"] for what, _, place in named if what == kind}
 
 
 def _digest(said: bytes, vectors: Mapping[str, Vector]) -> str:
@@ -187,7 +187,7 @@ class ResidualsFile:
 
     def read(self) -> Owed | None:
         whose = self._whose
-        most = HEADER_BYTES + PART_BYTES * whose.parts + KINDS * 4 * whose.n
+        most = HEADER_BYTES + PART_BYTES * whose.ranges + KINDS * 4 * whose.n
         with in_words(self.path.parent, "read from"):
             try:
                 size = self.path.stat().st_size

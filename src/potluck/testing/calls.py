@@ -100,7 +100,7 @@ class Caller(ABC):
         """Another member's contribution came, as large as its part, or empty if there will be none."""
         if self.state is None:
             return Answer(False, "no state yet", retry=True)
-        due = self.state.contribution_sizes(push.part) if push.weight > 0 else range(1)
+        due = self.state.contribution_sizes(push.round, push.part) if push.weight > 0 else range(1)
         if due is None or len(raw) not in due:
             self.sim.fail(f"{member.peer[:4]} gives {len(raw)} bytes for part {push.part}, {due} are due")
         answer = self.core.contributed(push, member)
@@ -131,7 +131,7 @@ class Caller(ABC):
         """The mean of what another member's group gave came."""
         if self.state is None:
             return Answer(False, "no state yet", retry=True)
-        due = self.state.partial_sizes(push.part) if push.contributors else range(1)
+        due = self.state.partial_sizes(push.round, push.part) if push.contributors else range(1)
         if due is None or len(raw) not in due:
             self.sim.fail(f"{member.peer[:4]} sends {len(raw)} bytes for part {push.part}, {due} are due")
         answer = self.core.partial(push, member)

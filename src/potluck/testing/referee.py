@@ -7,7 +7,7 @@ with what was committed, progress where it is made, content where it lies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,14 @@ class InvariantBroken(AssertionError):
 
 @dataclass
 class Trained:
-    """One life's own account: its progress by value [n], and in tokens."""
+    """One life's own account: its progress by value [n], and in tokens.
+
+    ``mixing`` are the ranges of its model that are to mix with each new shared state that it is to take up.
+    """
 
     pending: Exact
     cuts: dict[tuple[int, int], Exact]
+    mixing: list[list[slice]] = field(default_factory=list)
     tokens: float = 0.0
     included: float = 0.0
     lost: float = 0.0
@@ -87,15 +91,17 @@ class Referee:
         self.commits: dict[int, Seen] = {}
         self.lives: dict[Member, Trained] = {}
         self._n, self._fail = n, fail
-        self._bounds = part_bounds(n, rounds.parts)
+        everywhere = part_bounds(n, rounds.parts * rounds.fragments)
+        self._fragments = [everywhere[first :: rounds.fragments] for first in range(rounds.fragments)]
+        self._mixes, self._mix = rounds.overlap == "mix", rounds.mix
         self._codec = codec(rounds.codec)
         self._states: dict[int, str] = {}
         self._given: dict[tuple[int, int], dict[Member, Given]] = {}
-        self._largest = np.zeros(rounds.parts)
+        self._largest = np.zeros((rounds.fragments, rounds.parts))
         self.data: set[int] = set()
         """Positions of the data that are in the model."""
         self.excused: set[str] = set()
-        self.residuals = Residuals(n, self._bounds, self._codec, rounds.keeps)
+        self.residuals = Residuals(n, self._fragments, self._codec, rounds.keeps)
 
     # -- progress --------------------------------------------------------------------------------
 
@@ -103,7 +109,7 @@ class Referee:
         """A life takes a shared state over as it is; what it had not given yet is lost."""
         life = self.lives.setdefault(member, Trained(np.zeros(self._n), {}))
         life.lost += life.tokens - life.included - life.lost
-        life.pending, life.cuts = np.zeros(self._n), {}
+        life.pending, life.cuts, life.mixing = np.zeros(self._n), {}, []
         self.residuals.begins(member)
 
     def steps(self, member: Member, change: Exact, tokens: float) -> None:
@@ -111,6 +117,13 @@ class Referee:
         life = self.lives[member]
         life.pending += change
         life.tokens += tokens
+
+    def takes(self, member: Member, before: Vector, shared: Vector) -> None:
+        """The model takes up the shared state [n] after a round that was applied."""
+        life = self.lives[member]
+        for bounds in life.mixing.pop(0):
+            model = before[bounds].astype(np.float64) + life.pending[bounds]
+            life.pending[bounds] = self._mix * (model - shared[bounds])
 
     def boundary(self, member: Member, name: str, local: Vector, shared: Vector) -> None:
         """Between two steps: the model is the shared state and all progress that is not in it, once."""
@@ -124,7 +137,7 @@ class Referee:
         life = self.lives[member]
         life.cuts[key] = life.pending.copy()
         self._given.setdefault(key, {})[member] = given
-        off = self.residuals.cut(member, key, -life.pending, self._decoded(given.encoded))
+        off = self.residuals.cut(member, key, -life.pending, self._decoded(key[0], given.encoded))
         if off > 0:
             self._fail(
                 f"a member gives other than its progress and residual in round {key[0]}: off by {off:.6f}"
@@ -142,17 +155,17 @@ class Referee:
         self, member: Member, key: tuple[int, int], members: tuple[Member, ...], info: PartInfo, raw: bytes
     ) -> None:
         """A member reduced a part, as ``info`` says, to these bytes."""
-        given, size = self._given.get(key, {}), self._size(info.part)
+        given, size = self._given.get(key, {}), self._size(key[0], info.part)
         pairs = [(given.get(members[index]), weight) for index, weight in info.contributors]
         if any(one is None for one, _ in pairs):
-            self.residuals.unsure(member, info.part)  # if it is committed so, that is checked there
+            self.residuals.unsure(member, key[0], info.part)  # if it is committed so, that is checked there
             return
         total = np.zeros(size)
         for one, weight in pairs:
             assert one is not None
             total += weight * self._codec.decode(one.encoded[info.part], size)
-        result = self._result(raw, info.part)
-        off = self.residuals.reduced(member, info, total / info.weight, result)
+        result = self._result(raw, key[0], info.part)
+        off = self.residuals.reduced(member, key[0], info, total / info.weight, result)
         if off > 0:
             self._fail(f"a result is not the mean and the residual in round {key[0]}: off by {off:.6f}")
 
@@ -163,12 +176,18 @@ class Referee:
         place = seen.members.index(member) if member in seen.members else None
         self.residuals.applied(member, commit, place, seen.decoded)
         key = (commit.round, commit.attempt)
-        if life is None or key not in life.cuts or member not in seen.members:
+        if life is None:
+            return
+        life.mixing.append([])
+        if key not in life.cuts or member not in seen.members:
             return
         index, weights = seen.members.index(member), []
-        for info, bounds in zip(commit.parts, self._bounds, strict=True):
+        for info, bounds in zip(commit.parts, self._bounds(commit.round), strict=True):
             if index in dict(info.contributors):
-                life.pending[bounds] -= life.cuts[key][bounds]
+                if self._mixes:
+                    life.mixing[-1].append(bounds)
+                else:
+                    life.pending[bounds] -= life.cuts[key][bounds]
                 weights.append(dict(info.contributors)[index])
         life.included += max(weights, default=0.0)
         life.cuts = {later: cut for later, cut in life.cuts.items() if later > key}
@@ -215,7 +234,7 @@ class Referee:
             if raw is None:
                 self._fail(f"round {commit.round} part {part} is committed, and nobody has it")
             else:
-                decoded.append(self._result(raw, part))
+                decoded.append(self._result(raw, commit.round, part))
                 self._reduced(commit, part, raw, [(m, given[m]) for m in members if m in given], members)
         weights = {index: weight for info in commit.parts for index, weight in info.contributors}
         if abs(commit.tokens - sum(weights.values())) > 1:
@@ -245,7 +264,8 @@ class Referee:
         What its reducer owed from earlier results comes on top.
         """
         said, gave = dict(commit.parts[part].contributors), dict(given)
-        bounds, total, weight = self._bounds[part], np.zeros(self._size(part)), 0.0
+        size, weight = self._size(commit.round, part), 0.0
+        total = np.zeros(size)
         for index, claimed in sorted(said.items()):
             one = gave.get(members[index])
             if one is None or one.weight != claimed:
@@ -254,13 +274,14 @@ class Referee:
                     f"gave {one.weight if one else 'nothing'}"
                 )
                 return
-            total += one.weight * self._codec.decode(one.encoded[part], bounds.stop - bounds.start)
+            total += one.weight * self._codec.decode(one.encoded[part], size)
             weight += one.weight
-        result = self._result(raw, part)
-        self._largest[part] = max(self._largest[part], float(np.abs(result).max()))
-        slack = OWED[self._codec.name] * self._largest[part]
+        result = self._result(raw, commit.round, part)
+        place = commit.round % len(self._fragments), part
+        self._largest[place] = max(self._largest[place], float(np.abs(result).max()))
+        slack = OWED[self._codec.name] * self._largest[place]
         off = float(np.abs(result - total / weight).max())
-        if off > slack + 1e-5 * (1 + self._largest[part]):
+        if off > slack + 1e-5 * (1 + self._largest[place]):
             self._fail(
                 f"round {commit.round} part {part} is off by {off:.5f} from the mean of its contributors"
             )
@@ -275,12 +296,19 @@ class Referee:
             if any(chunk not in held for blob in snapshot.files for chunk in blob.chunks):
                 self._fail(f"the snapshot of round {snapshot.round} is recorded, and nobody has all of it")
 
-    def _size(self, part: int) -> int:
-        return int(self._bounds[part].stop - self._bounds[part].start)
+    def _bounds(self, round_: int) -> list[slice]:
+        """Ranges of a round's parts."""
+        return self._fragments[round_ % len(self._fragments)]
 
-    def _result(self, raw: bytes, part: int) -> Exact:
-        return self._codec.decode(unpack(raw)[1], self._size(part)).astype(np.float64)
+    def _size(self, round_: int, part: int) -> int:
+        bounds = self._bounds(round_)[part]
+        return int(bounds.stop - bounds.start)
 
-    def _decoded(self, encoded: Sequence[bytes]) -> Exact:
-        parts = [self._codec.decode(raw, self._size(part)) for part, raw in enumerate(encoded)]
-        return np.concatenate(parts).astype(np.float64)
+    def _result(self, raw: bytes, round_: int, part: int) -> Exact:
+        return self._codec.decode(unpack(raw)[1], self._size(round_, part)).astype(np.float64)
+
+    def _decoded(self, round_: int, encoded: Sequence[bytes]) -> list[Exact]:
+        return [
+            self._codec.decode(raw, self._size(round_, part)).astype(np.float64)
+            for part, raw in enumerate(encoded)
+        ]

@@ -18,6 +18,7 @@ from potluck.wire.records import Commit, Member, PartInfo
 
 Exact = NDArray[np.float64]
 Key = tuple[int, int]
+Place = tuple[int, int]
 
 ROUNDING = 3e-5
 """How far fp32 arithmetic may take what is sent from this account."""
@@ -33,19 +34,21 @@ class Residuals:
     """The account of every life.
 
     Args:
-        bounds: ranges of the parts in a vector of [n] values.
+        fragments: ranges of the parts in a vector of [n] values, of each fragment.
         coder: how they are encoded.
         keeps: members' models hold what their contributions lost.
     """
 
-    def __init__(self, n: int, bounds: Sequence[slice], coder: Codec, keeps: bool = False) -> None:
+    def __init__(
+        self, n: int, fragments: Sequence[Sequence[slice]], coder: Codec, keeps: bool = False
+    ) -> None:
         self._keeps = keeps
-        self._n, self._bounds, self._codec = n, bounds, coder
+        self._n, self._fragments, self._codec = n, fragments, coder
         self._up: dict[Member, Exact] = {}
-        self._down: dict[Member, dict[int, Exact]] = {}
-        self._cuts: dict[Member, tuple[Key, Exact, Exact]] = {}
+        self._down: dict[Member, dict[Place, Exact]] = {}
+        self._cuts: dict[Member, tuple[Key, Exact, Sequence[Exact]]] = {}
         self._results: dict[Member, dict[tuple[int, str], Exact]] = {}
-        self._unsure: set[tuple[Member, int]] = set()
+        self._unsure: set[tuple[Member, Place]] = set()
         self.closed: set[Member] = set()
         """Lives of which nothing may count any more, for what they owed another one has taken up."""
         self.closed_results: set[str] = set()
@@ -55,7 +58,7 @@ class Residuals:
         """A life takes another state over: what it owed belongs to the old one."""
         for account in (self._up, self._down, self._cuts, self._results):
             account.pop(member, None)
-        self._unsure = {(other, part) for other, part in self._unsure if other != member}
+        self._unsure = {(other, place) for other, place in self._unsure if other != member}
 
     def took_up(self, member: Member, last: Member) -> None:
         """A life owes from now on what the last one of its peer does."""
@@ -74,37 +77,38 @@ class Residuals:
         if self._keeps:
             self._up.pop(member, None)
 
-    def unsure(self, member: Member, part: int) -> None:
+    def unsure(self, member: Member, round_: int, part: int) -> None:
         """A part was reduced after its round was committed, from what is not known here any more.
 
         It may have got the very bytes that were committed, and then takes their residual for its own, though
         another reduced them: a rounding error counted twice, which does no harm. It is not followed further.
         """
-        self._unsure.add((member, part))
+        self._unsure.add((member, self._place(round_, part)))
 
     def abandon(self, member: Member) -> None:
         """A life's work since the last commit went to others, and what it owed as a member with it."""
         for account in (self._up, self._cuts):
             account.pop(member, None)
 
-    def cut(self, member: Member, key: Key, progress: Exact, decoded: Exact) -> float:
-        """A contribution is encoded; returns by how much it is off from progress and residual [n], over what
-        encoding may cost.
+    def cut(self, member: Member, key: Key, progress: Exact, decoded: Sequence[Exact]) -> float:
+        """A contribution is encoded, ``decoded`` by part; returns by how much it is off from progress and
+        residual [n], over what encoding may cost.
         """
         total = progress + self._codec.decay * self._up.get(member, np.zeros(self._n))
         self._cuts[member] = key, total, decoded
         checked = [
-            self._over(total[bounds], decoded[bounds])
-            for part, bounds in enumerate(self._bounds)
-            if (member, part) not in self._unsure
+            self._over(total[bounds], sent)
+            for part, (bounds, sent) in enumerate(zip(self._bounds(key[0]), decoded, strict=True))
+            if (member, self._place(key[0], part)) not in self._unsure
         ]
         return max(checked, default=0.0)
 
-    def reduced(self, member: Member, info: PartInfo, mean: Exact, decoded: Exact) -> float:
+    def reduced(self, member: Member, round_: int, info: PartInfo, mean: Exact, decoded: Exact) -> float:
         """A part is reduced; returns by how much it is off from mean and residual, as ``cut`` does."""
-        total = mean + self._codec.decay * self._down.get(member, {}).get(info.part, np.zeros(mean.size))
+        place = self._place(round_, info.part)
+        total = mean + self._codec.decay * self._down.get(member, {}).get(place, np.zeros(mean.size))
         self._results.setdefault(member, {})[info.part, info.digest] = total
-        return 0.0 if (member, info.part) in self._unsure else self._over(total, decoded)
+        return 0.0 if (member, place) in self._unsure else self._over(total, decoded)
 
     def applied(self, member: Member, commit: Commit, index: int | None, decoded: Sequence[Exact]) -> None:
         """A peer took the outer step of a round, whose results decode so; ``index`` is its place in it."""
@@ -112,17 +116,18 @@ class Residuals:
         results = self._results.pop(member, {})
         up = self._up.setdefault(member, np.zeros(self._n))
         down = self._down.setdefault(member, {})
-        for info, bounds, result in zip(commit.parts, self._bounds, decoded, strict=True):
+        for info, bounds, result in zip(commit.parts, self._bounds(commit.round), decoded, strict=True):
+            place = self._place(commit.round, info.part)
             weight = dict(info.contributors).get(index) if index is not None else None
             if weight is not None and key == (commit.round, commit.attempt):
                 assert total is not None
                 assert sent is not None
-                up[bounds] = total[bounds] - sent[bounds]
+                up[bounds] = total[bounds] - sent[info.part]
             ours = results.get((info.part, info.digest))
             if ours is not None:
-                down[info.part] = ours - result
-            elif weight is not None and info.part in down:
-                up[bounds] += min(info.weight / weight, MAX_SHARE) * down.pop(info.part)
+                down[place] = ours - result
+            elif weight is not None and place in down:
+                up[bounds] += min(info.weight / weight, MAX_SHARE) * down.pop(place)
 
     def kept(self, member: Member) -> Exact:
         """What a member's model holds of what its contributions lost."""
@@ -131,9 +136,15 @@ class Residuals:
 
     def known(self, member: Member, off: Exact) -> float:
         """The most of ``off`` [n] where a member's model holds what is followed here (see ``unsure``)."""
-        parts = enumerate(self._bounds)
-        sure = [off[bounds] for part, bounds in parts if not (self._keeps and (member, part) in self._unsure)]
+        places = ((f, p, b) for f, ranges in enumerate(self._fragments) for p, b in enumerate(ranges))
+        sure = [off[b] for f, p, b in places if not (self._keeps and (member, (f, p)) in self._unsure)]
         return max((float(values.max()) for values in sure), default=0.0)
+
+    def _bounds(self, round_: int) -> Sequence[slice]:
+        return self._fragments[round_ % len(self._fragments)]
+
+    def _place(self, round_: int, part: int) -> Place:
+        return round_ % len(self._fragments), part
 
     def _over(self, meant: Exact, sent: Exact) -> float:
         """By how much a value is off, beyond what encoding and rounding may cost."""

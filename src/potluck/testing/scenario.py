@@ -101,8 +101,9 @@ class World:
     """How unkind the world is: the swarm, its wires, and rates (per simulated minute) for making faults up.
 
     Delays are one way, in seconds. ``learning`` is how much a step changes a model; ``round_tokens`` 0 is
-    200 for each peer; ``least_steps`` is ``Rounds.least_steps``, ``keeps`` 1 is ``Rounds.keeps``; rounds of
-    more than ``flat`` members have groups;
+    200 for each peer; ``least_steps`` is ``Rounds.least_steps``, ``fragments`` its namesake, ``keeps`` 1 is
+    ``Rounds.keeps``, and with a ``mix`` above 0 models mix with that share; rounds of more than ``flat``
+    members have groups;
     ``thin`` is the share of peers that say that their link is ten times as thin (if 0, links are unknown);
     the data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); without a commit for
     ``bound_s`` the swarm is taken for stuck.
@@ -121,6 +122,8 @@ class World:
     outer: str = "nesterov"
     codec: str = "int8"
     keeps: int = 0
+    fragments: int = 1
+    mix: float = 0.0
     bound_s: float = 45.0
     flat: int = FLAT
     thin: float = 0.0
@@ -300,7 +303,7 @@ def _setting(value: object) -> str:
 
 
 _CHOICES = {"outer": ("nesterov", "average"), "codec": tuple(CODECS)}
-_INTEGERS = ("peers", "round_tokens", "least_steps", "blocks", "epochs", "flat", "keeps")
+_INTEGERS = ("peers", "round_tokens", "least_steps", "blocks", "epochs", "flat", "keeps", "fragments")
 
 
 def _read_setting(name: str, words: list[str]) -> object:
@@ -314,9 +317,8 @@ def _read_setting(name: str, words: list[str]) -> object:
             raise ValueError(f"it is {', '.join(others)} or {last}")
         return words[0]
     values = [int(word) if name in _INTEGERS else float(word) for word in words]
-    if not all(0 <= value < float("inf") for value in values) or (
-        name in ("peers", "least_steps") and values[0] < 1
-    ):
+    least = 1 if name in ("peers", "least_steps", "fragments") else 0
+    if not all(least <= value < float("inf") for value in values):
         raise ValueError("it can't be so")
     return (float(values[0]), float(values[1])) if name == "delay_s" else values[0]
 
@@ -421,18 +423,21 @@ class _Author:
 def small(seed: int) -> World:
     """The small world of a seed, for running thousands: they differ in all that can differ.
 
-    One to six peers, either outer optimizer, any codec, models that keep what it takes and others, one in
-    three calm to the eye and the others rough; most last under a minute, one in twenty-five five times as
-    long.
+    One to six peers, either outer optimizer, any codec, models that keep what it takes and others, half in
+    fragments and a quarter of these mixing, one in three calm to the eye and the others rough; most last
+    under a minute, one in twenty-five five times as long.
     """
     rough = (LIGHT, HEAVY, HEAVY)[seed // 2 % 3]
+    keeps, fragments = seed // 12 % 2, (1, 2, 1, 3)[seed // 24 % 4]
     longer = 5 if seed % 25 == 24 else 1
     return replace(
         rough,
         peers=1 + seed % 6,
         outer="nesterov" if seed % 2 else "average",
         codec=_CHOICES["codec"][(seed + seed // 25) % 5],
-        keeps=seed // 12 % 2,
+        keeps=keeps,
+        fragments=fragments,
+        mix=0.5 if fragments > 1 and not keeps and seed // 96 % 2 else 0.0,
         least_steps=8 if seed // 5 % 4 == 3 else 1,
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
@@ -454,6 +459,7 @@ def large(seed: int, peers: int) -> World:
         outer="nesterov" if seed % 4 < 2 else "average",
         codec=_CHOICES["codec"][seed % 5],
         keeps=seed // 5 % 2,
+        fragments=1 + seed // 2 % 2,
         round_tokens=0,
         blocks=0,
         duration_s=20.0,

@@ -138,6 +138,8 @@ class _Shrinking:
             ("duplicate", 0.0),
             ("late", 0.0),
             ("keeps", 0),
+            ("mix", 0.0),
+            ("fragments", 1),
             ("codec", "fp32"),
             ("outer", "average"),
             ("delay_s", (0.05, 0.05)),

@@ -78,8 +78,9 @@ class SimPeer(Caller):
         self._sequence = 0
         self.state: PeerState | None = None
         self.residuals: MemoryResiduals
-        self._tokens, self._steps = 0.0, 0
-        self._in_flight = 0.0
+        self._tokens, self._done, self._steps = 0.0, 0.0, 0
+        self._since = [0.0] * sim.recipe.rounds.fragments
+        self._in_flight = 0, 0.0
         self._data = LeaseQueue()
         self._local: Vector | None = None
         self._shared: Vector
@@ -87,6 +88,7 @@ class SimPeer(Caller):
         self._diverged = self._miscounts = self._waiting = False
         self._stepped_at = sim.now
         self._carries: list[Carry] = []
+        self._states: list[Vector] = []
         self._cut: tuple[int, int] | None = None
         self._measures = random.Random(f"link/{me.peer}")  # of its own: what else happens stays as it was
         self._thin = self._measures.random()
@@ -185,9 +187,9 @@ class SimPeer(Caller):
 
     def _genesis(self, body: Genesis) -> None:
         self.state = PeerState(self.store, self.sim.recipe, body)
-        whose = Whose(body.run, self.me.peer, self.sim.world.codec, self.state.size, body.parts)
+        whose = Whose(body.run, self.me.peer, self.sim.world.codec, self.state.size, self.state.layout.ranges)
         self.residuals = MemoryResiduals(self.store, whose)
-        self.state.returning = found(self.residuals, body.parts)
+        self.state.returning = found(self.residuals, self.state.layout)
 
     # -- training --------------------------------------------------------------------------------
 
@@ -238,21 +240,23 @@ class SimPeer(Caller):
         # Tokens of a step stay what they are: a slow one takes longer over them.
         self._tokens += tokens
         self._steps += 1
+        self._done += tokens
         self.sim.referee.steps(self.me, self._local - before, tokens)
 
     def _take(self, carry: Carry) -> None:
         """A new shared state is here; the model gets it at the next boundary."""
         if carry.origin is None:
-            self._carries, self._local = [], None
-            self._tokens, self._steps, self._in_flight = 0.0, 0, 0.0
+            self._carries, self._states, self._local = [], [], None
+            self._tokens, self._steps, self._since = 0.0, 0, [self._done] * len(self._since)
             self._data.rewind()
             self.sim.referee.begins(self.me)
         elif carry.included:
-            self._in_flight = 0.0
+            fragment, done = self._in_flight
+            self._since[fragment] = done
         self._carries.append(carry)
         assert self.state is not None
         assert self.state.plane is not None
-        self._newest = self.state.plane.theta.copy()
+        self._states.append(self.state.plane.theta.copy())
 
     def withdraw(self) -> None:
         """Nothing is given any more: nobody needs to wait for a cut that was asked for."""
@@ -275,20 +279,24 @@ class SimPeer(Caller):
         assert self.state is not None
         if self._carries:
             self._local = carried(self._local, self._carries)
-            self._shared = self._newest
-            self._carries.clear()
+            for carry, shared in zip(self._carries, self._states, strict=True):
+                if carry.origin is not None:
+                    self.sim.referee.takes(self.me, self._shared, shared)
+                self._shared = shared
+            self._carries, self._states = [], []
         self.sim.referee.boundary(self.me, self.name, self._local, self._shared)
         exchange = self.core.exchange
         if self._cut is None or exchange is None or exchange.index is None:
             return
         key, self._cut = self._cut, None
-        weight = self._tokens + self._in_flight
+        fragment = key[0] % len(self._since)
+        weight = (self._done - self._since[fragment]) / len(self._since)
         if self.core.catchup.round != key[0] - 1:
             return
         local = self._local * np.float32("nan" if self._diverged else "1")
         trained = self._data.trained()
         if self.state.cut(*key, exchange.index, local, weight, len(trained)):
-            self._in_flight, self._tokens, self._steps = weight, 0.0, 0
+            self._in_flight, self._tokens, self._steps = (fragment, self._done), 0.0, 0
             found = [self.state.contribution(*key, part) for part in range(self.sim.recipe.rounds.parts)]
             if weight > 0:
                 given = Given(weight, tuple(part.raw for part in filter(None, found)), tuple(trained))
