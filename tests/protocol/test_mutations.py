@@ -37,7 +37,7 @@ from potluck.wire.records import Commit, Member
 
 Patch = pytest.MonkeyPatch
 
-ROUGH = replace(HEAVY, peers=4, duration_s=40.0, calm_s=25.0, thin=0.0)
+ROUGH = replace(HEAVY, peers=4, duration_s=40.0, calm_s=25.0, thin=0.0, leaves=0.0)
 QUIET = replace(CALM, peers=4, duration_s=30.0, calm_s=25.0)
 DEATHS = replace(QUIET, peers=5, crashes=2, duration_s=60.0, bound_s=20.0)
 """Nothing but deaths, after each of which a commit follows within 15 s; the first may take 5 s more: who has
