@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-SLICE = 1 << 17
-"""Values handled at a time, so that the scratch memory of 512 KiB stays in the processor's cache."""
+SLICE = 1 << 16
+"""Values handled at a time, so that the scratch memory of 256 KiB stays in the processor's cache."""
 
 
 class ErrorFeedback:

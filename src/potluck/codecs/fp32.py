@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from potluck.codecs.base import DIVERGED, Codec, check_size, exactly
 from potluck.errors import CorruptData
 
-SLICE = 1 << 17
+SLICE = 1 << 16
 """Values looked at at a time, so that the scratch memory stays in the processor's cache."""
 
 

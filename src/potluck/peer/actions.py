@@ -89,7 +89,7 @@ class Actions:
         self.core, self.state = core, state
         self.handover = Handover(self._taken_in_thread, state.fragments)
         self.sync: Callable[[], str] = str
-        """Makes the ledger as followed so far durable, in the worker; returns what went wrong, in words."""
+        """Makes the ledger as followed so far durable, from any thread; returns what went wrong, in words."""
         self._links, self._ledger, self._chain = links, ledger, chain
         self._announce, self._note, self._changed, self._spawn = announce, note, changed, spawn
         self._loop = asyncio.get_running_loop()
@@ -368,8 +368,9 @@ class Actions:
     async def took(self, carry: Carry, *, loaded: bool) -> None:
         """A new shared state is ours: hand it to the trainer, and report it."""
         assert self.state.plane is not None
-        await self._synced()  # what is reported as applied is committed on this disk too
-        state = await self.work(lambda: self.state.plane.digest if self.state.plane else "")
+        # What is reported as applied is committed on this disk too.
+        digesting = self.work(lambda: self.state.plane.digest if self.state.plane else "")
+        state, _ = await asyncio.gather(digesting, self._synced())
         # Who does not train takes nothing up: without this every shared state would be kept for it, for ever.
         trains = self.core.trains and self.handover.begun
         self.handover.offer(carry if trains else await self.work(self.state.afresh, carry))
@@ -392,7 +393,7 @@ class Actions:
         self._changed()
 
     async def _synced(self) -> None:
-        if problem := await self.work(self.sync):
+        if problem := await self._beside(self.sync):
             self._note(problem)
 
     async def _drop(self, effect: Drop) -> None:
