@@ -39,13 +39,13 @@ sim-nightly: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/demo_recipe.py
-	$(BIN)/python bench/convergence.py --seeds 3
+	$(BIN)/python -m bench.convergence --seeds 3
 	$(BIN)/python -m bench.scale --bar
 	$(BIN)/python -m bench.codec --bar
 	$(BIN)/python -m bench.bits --bar
 
 bench-short: $(READY)
-	$(BIN)/python bench/convergence.py --quick --bar
+	$(BIN)/python -m bench.convergence --quick --bar
 	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
 	$(BIN)/python -m bench.codec --quick --bar
 	$(BIN)/python -m bench.bits --quick --bar
