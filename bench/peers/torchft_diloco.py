@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from bench.baselines import DILOCO, Trained, ring, size
@@ -51,7 +51,8 @@ def train(
         save_file({NAME: vectors(lm.model()).read()}, folder / FIRST)
         (folder / "recipe.toml").write_text(lm.recipe.to_toml(), "utf-8")
         with (folder / "log").open("wb") as log:
-            said = _replicas(here, folder, seeds, {"steps": steps, "rounds": rounds}, python, log)
+            common = {"folder": str(folder), "steps": steps, "rounds": rounds, "peers": len(seeds)}
+            said = _replicas(here, common, seeds, Path(python).absolute(), log)
     if len({json.dumps(line, sort_keys=True) for line in said}) != 1:
         raise RuntimeError(f"torchft's replicas end with different models: {said}")
     sent = rounds * ring(size(lm.model()), len(seeds))
@@ -60,24 +61,24 @@ def train(
 
 
 def _replicas(
-    here: Loopback, folder: Path, seeds: Sequence[int], common: dict[str, Any], python: str, log: Any
+    here: Loopback, common: dict[str, Any], seeds: Sequence[int], python: Path, log: IO[bytes]
 ) -> list[dict[str, Any]]:
     """The last word of each."""
-    lighthouse = [str(Path(python).with_name("torchft_lighthouse")), "--bind", f"[::]:{PORT}"]
+    lighthouse = [str(python.with_name("torchft_lighthouse")), "--bind", f"[::]:{PORT}"]
     lighthouse += ["--min_replicas", str(len(seeds)), "--join_timeout_ms", "60000"]
     here.start("", lighthouse, stdout=log, stderr=log)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     environment |= {"GLOO_SOCKET_IFNAME": "lo"}
     workers = []
     for index, seed in enumerate(seeds):
-        options = common | {"folder": str(folder), "seed": seed, "peers": len(seeds), "name": f"r{index}"}
-        command = [python, "-m", "bench.peers.torchft_diloco", json.dumps(options)]
+        options = common | {"seed": seed, "name": f"r{index}"}
+        command = [str(python), "-m", "bench.peers.torchft_diloco", json.dumps(options)]
         workers.append(here.start("", command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT))
     said = []
     for worker in workers:
         out, _ = worker.communicate(timeout=LIMIT_S)
         if worker.returncode:
-            raise RuntimeError(f"torchft's replica ended with {worker.returncode}: {_tail(folder / 'log')}")
+            raise RuntimeError(f"torchft's replica ended with {worker.returncode}: {_tail(Path(log.name))}")
         said.append(json.loads(out.splitlines()[-1]))
     return said
 
@@ -97,7 +98,7 @@ def work(options: dict[str, Any]) -> dict[str, float]:
     assets = {path.name: path.read_bytes() for path in folder.iterdir()}
     lm = Begun(recipe, assets, load_file(folder / FIRST)[NAME])
     model = lm.model()
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     timeout = timedelta(seconds=60)
     manager = Manager(
         pg=ProcessGroupGloo(timeout=timeout),
