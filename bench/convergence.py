@@ -326,7 +326,7 @@ def measure(
         outer = {"averaging": baselines.AVERAGING, "diloco": baselines.DILOCO}[case.method]
         found = baselines.blocking(lm, seeds, rounds, outer)
     elif case.peers:
-        found = train_swarm(lm, case.peers, seed, rounds)
+        found = train_swarm(lm, case, seed, rounds)
     else:
         steps = -(-recipe.rounds.tokens // lm.step_tokens) * rounds // case.share
         model = lm.model()
@@ -336,9 +336,9 @@ def measure(
     return Result(case.name, seed, *figures, origin.name)
 
 
-def train_swarm(lm: CausalLM, peers: int, seed: int, rounds: int) -> Trained:
+def train_swarm(lm: CausalLM, case: Case, seed: int, rounds: int) -> Trained:
     """So many rounds of Potluck."""
-    swarm, judge = Swarm(lm, peers, seed), lm.model()
+    swarm, judge = Swarm(lm, case.peers, seed), lm.model()
     for _ in range(rounds):
         swarm.round()
     Trainer(judge, swarm.peers[0].handover).write(swarm.theta)
