@@ -64,7 +64,7 @@ def _exchange(line: Line) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.1f}–{max(values):.1f}"
+    return "–".join(dict.fromkeys(f"{value:.1f}" for value in (min(values), max(values))))
 
 
 def systems(results: Results) -> str:
@@ -102,7 +102,9 @@ def _loss(line: Line, basis: Line | None) -> str:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 1e6:.3g} MB" if count else "–"
+    if not count:
+        return "–"
+    return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
 
 
 def tuned(results: Results) -> str:
@@ -182,6 +184,7 @@ def faults(results: Results) -> str:
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "presets": ("presets", presets),
     "systems": ("peers", systems),
+    "systems-busy": ("peers-busy", systems),
     "ways": ("convergence", ways),
     "tuned": ("tuned", tuned),
     "utilisation": ("utilisation", utilisation),
