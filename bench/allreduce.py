@@ -1,7 +1,7 @@
 """How long one exchange takes, of real peers on emulated links: from the open until all have applied it.
 
     python -m bench.allreduce --bar [--codec fp32 int8] [--rounds 5] [--gloo]
-    python -m bench.allreduce --presets        all rates and delays, 4 and 8 peers, unequal links
+    python -m bench.allreduce --presets [NAME ...]     all rates and delays, 4 and 8 peers, unequal links
     python -m bench.allreduce --thin --values 5000000 --codec int8     what a peer with a thin link costs
 
 The model is one vector of N values, and a step costs nothing: what is left is cut, codec, wire, mean, commit
@@ -19,12 +19,13 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.exchanger import STEP_TOKENS
+from bench.heading import head
 from bench.loopback import Loopback
 from bench.stage import HUB, START_S, Actor, Stage, bar, played
 from bench.wan import Link, Wan
@@ -95,15 +96,19 @@ class Case:
 UNEQUAL = tuple(Link(mbit, mbit, 0.010) for mbit in (200.0, 100.0, 100.0, 50.0))
 
 
-def presets() -> Iterator[Case]:
-    """Rates and delays, more peers, unequal links."""
-    for mbit in (10.0, 50.0, 200.0):
-        for one_way_s in (0.020, 0.075, 0.150):
-            # At 10 Mbit/s a tenth of the values, so that a round takes its minutes elsewhere.
-            values = 2_500_000 if mbit < 50 else 25_000_000
-            yield Case(values=values, link=Link(mbit, mbit, one_way_s / 2))
-    yield Case(peers=8, values=5_000_000)
-    yield Case(links=UNEQUAL)
+PRESET_VALUES = 2_500_000
+"""Of the presets: at 10 Mbit/s a round in fp32 takes a quarter of a minute with so few."""
+
+
+def presets(values: int) -> dict[str, Case]:
+    """Rates and delays, four and eight peers, unequal links, and no links at all, each by its name."""
+    found = {"loopback": Case(values=values, link=None), "unequal": Case(values=values, links=UNEQUAL)}
+    for peers in (4, 8):
+        for mbit in (10, 50, 200):
+            for one_way_ms in (20, 75, 150):
+                link = Link(mbit, mbit, one_way_ms / 2000)
+                found[f"{peers}_peers_{mbit}_mbit_{one_way_ms}_ms"] = Case(peers, values, link)
+    return found
 
 
 class Play:
@@ -193,28 +198,41 @@ def network(case: Case) -> Wan | Loopback:
     return Wan({HUB: case.link, **hosts})
 
 
-def tell(case: Case, codec: str, found: dict[str, Any]) -> None:
+def tell(case: Case, codec: str, found: dict[str, Any], **of: Any) -> None:
     """A line of JSON: what was measured, and how often the bound it took."""
     over = {"over_bound": round(found["applied_s"] / case.bound_s, 3)} if case.bound_s else {}
     figures = {key: round(value, 3) if isinstance(value, float) else value for key, value in found.items()}
-    line = {"codec": codec, **case.told, **figures, **over, "load": round(os.getloadavg()[0], 1)}
+    line = {**of, "codec": codec, **case.told, **figures, **over, "load": round(os.getloadavg()[0], 1)}
     print(json.dumps(line), flush=True)
 
 
-def run(cases: Sequence[Case], args: argparse.Namespace, directory: Path) -> None:
-    for number, case in enumerate(cases):
-        for codec in args.codec or list(CODECS):
-            found = measure(case, codec, args.rounds, directory / f"{number}-{codec}")
-            tell(case, codec, found)
-            if number == 0 and case.bound_s:
-                bar(f"{codec}_over_bound", found["applied_s"] / case.bound_s, "ratio")
-            elif number == 0:
-                bar(f"{codec}_loopback_s", found["applied_s"], "s")
-        if args.gloo:
-            from bench.peers.gloo import measure as measure_gloo
+def run(case: Case, args: argparse.Namespace, directory: Path) -> None:
+    """The case that bars are of."""
+    for codec in args.codec or list(CODECS):
+        found = measure(case, codec, args.rounds, directory / codec)
+        tell(case, codec, found)
+        if case.bound_s:
+            bar(f"{codec}_over_bound", found["applied_s"] / case.bound_s, "ratio")
+        else:
+            bar(f"{codec}_loopback_s", found["applied_s"], "s")
+    if args.gloo:
+        tell(case, "gloo", _gloo(case, args.rounds))
 
-            with network(case) as wan:
-                tell(case, "gloo", measure_gloo(wan, case.peers, case.values, args.rounds))
+
+def run_presets(cases: Mapping[str, Case], args: argparse.Namespace, directory: Path) -> None:
+    """Other cases, without bars."""
+    for name, case in cases.items():
+        for codec in args.codec or list(CODECS):
+            tell(case, codec, measure(case, codec, args.rounds, directory / f"{name}-{codec}"), preset=name)
+        if args.gloo:
+            tell(case, "gloo", _gloo(case, args.rounds), preset=name)
+
+
+def _gloo(case: Case, rounds: int) -> dict[str, Any]:
+    from bench.peers.gloo import measure as measure_gloo
+
+    with network(case) as wan:
+        return measure_gloo(wan, case.peers, case.values, rounds)
 
 
 def run_thin(case: Case, codec: str, rounds: int, directory: Path) -> None:
@@ -236,13 +254,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--codec", nargs="+", choices=list(CODECS), help="all, unless named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", type=int, default=Case.peers)
-    parser.add_argument("--values", type=int, default=Case.values)
+    parser.add_argument("--values", type=int, help=f"{Case.values:,}, and {PRESET_VALUES:,} of presets")
     parser.add_argument("--mbit", type=float, default=100.0)
     parser.add_argument("--one-way-ms", type=float, default=20.0)
     parser.add_argument("--loss", type=float, default=0.0, help="share of packets that each link loses")
     parser.add_argument("--parts", type=int, default=Case.parts)
     parser.add_argument("--loopback", action="store_true", help="no emulated links: needs no root")
-    parser.add_argument("--presets", action="store_true", help="the grid of rates, delays and peers as well")
+    parser.add_argument(
+        "--presets", nargs="*", metavar="NAME", choices=list(presets(0)), help="all of them, unless named"
+    )
     parser.add_argument(
         "--thin", action="store_true", help="what a link that is ten times thinner costs, only"
     )
@@ -250,17 +270,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few values on loopback: a check, no result")
     parser.add_argument("--keep", type=Path, help="keep logs and disks here")
     args = parser.parse_args(argv)
+    head(argv)
     link = Link(args.mbit, args.mbit, args.one_way_ms / 2000, args.loss)
-    case = Case(args.peers, args.values, None if args.loopback else link, parts=args.parts)
+    case = Case(args.peers, args.values or Case.values, None if args.loopback else link, parts=args.parts)
     if args.quick:
         case, args.rounds = replace(case, peers=2, values=200_000, link=None), 2
-    cases = [case, *(presets() if args.presets else ())]
+    cases = presets(args.values or PRESET_VALUES)
 
     def play(directory: Path) -> None:
         if args.thin:
             run_thin(case, (args.codec or ["int8"])[0], args.rounds, directory)
+        elif args.presets is not None:
+            run_presets({name: cases[name] for name in args.presets or cases}, args, directory)
         else:
-            run(cases, args, directory)
+            run(case, args, directory)
 
     return played("allreduce", args.keep, play)
 

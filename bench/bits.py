@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from bench.heading import head
 from bench.scale import ENDLESS_S, SPEED, Metered
 from bench.stage import bar
 
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="few values and one round: a check, no result")
     args = parser.parse_args()
+    head()
     if args.quick:
         args.values, args.rounds = 5_000_000, 1
     for peers in args.peers:

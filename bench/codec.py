@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from bench.heading import head
 from numpy.typing import NDArray
 
 from potluck.codecs import CODECS, Codec
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a million values, once: a check only")
     parser.add_argument("--bar", action="store_true", help="end with the figures that are watched")
     args = parser.parse_args(argv)
+    head(argv)
     n, repeats = (1_000_000, 1) if args.quick else (args.values, args.repeats)
     lines = []
     for coder in CODECS.values():

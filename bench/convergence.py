@@ -1,8 +1,12 @@
-"""Held-out loss at equal tokens: a plain AdamW loop, and Potluck with one peer and with four.
+"""Held-out loss at equal tokens: a plain AdamW loop, Potluck with one peer and with four, and other ways.
+
+    python -m bench.convergence --bar [--seeds 3] [--only CASE ...] [--torchft PYTHON]
+    python -m bench.convergence --from-checkpoint DIR      all go on from what a plain AdamW loop made
 
 The peers are real but for the network: trainer, hand-over, cut, codec, error feedback on both legs, reducers,
 commits, outer step and carry are the product's own. They take inner steps in turn in one process, in virtual
-time: whoever asks for speed must ask real machines. One JSON object a line.
+time: whoever asks for speed must ask real machines. One JSON object a line. ``bytes_up`` is what a peer
+sends, without messages; what it gets is as much.
 """
 
 from __future__ import annotations
@@ -14,9 +18,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
+from bench import baselines
+from bench.baselines import Trained
+from bench.checkpoint import Begun, Checkpoints
+from bench.heading import head
+from bench.peers import torchft_diloco
+from bench.peers.swarm import available
 
 from potluck.data.assets import build_assets
 from potluck.peer.dataplane import Vector
@@ -26,7 +37,6 @@ from potluck.peer.trainer import Trainer
 from potluck.protocol.plan import assign
 from potluck.recipe import DEMO, End, Inner, Outer, Recipe
 from potluck.store.contents import MemoryStore
-from potluck.tasks import task
 from potluck.tasks.causal_lm import Batch, CausalLM
 from potluck.wire.records import Commit, Genesis, Member, PartInfo
 
@@ -67,6 +77,7 @@ class Case:
         fragments: that take turns, in rounds that are as many times shorter.
         mix: models mix with that share; None: they carry their progress over.
         late: inner steps that a peer takes between its cut and the round's result; 0: it waits.
+        method: another way to train together; see ``bench.baselines``.
     """
 
     name: str
@@ -78,6 +89,7 @@ class Case:
     fragments: int = 1
     mix: float | None = None
     late: int = LATE_STEPS
+    method: str = ""
 
 
 MUON = Inner("muon", lr=12e-3, cooldown=1.0)
@@ -97,8 +109,13 @@ CASES = [
     Case("4_peers_4_fragments_blocking", peers=4, fragments=4, late=0),
     Case("4_peers_4_fragments_mixing", peers=4, fragments=4, mix=0.5),
     Case("4_peers_fp32", peers=4, codec="fp32"),
+    Case("4_peers_bf16", peers=4, codec="bf16"),
     Case("4_peers_int4", peers=4, codec="int4"),
     Case("4_peers_topk", peers=4, codec="topk"),
+    Case("data_parallel", peers=4, method="data_parallel"),
+    Case("averaging", peers=4, method="averaging"),
+    Case("diloco", peers=4, method="diloco"),
+    Case("torchft_diloco", peers=4, method="torchft"),
     Case("tuned_batch_x4", batches=4, tuned=Tuned(replace(MUON, weight_decay=0.3))),
     Case("tuned_4_peers_int8", peers=4, tuned=Tuned(MUON, NESTEROV)),
     Case(
@@ -132,6 +149,8 @@ class Result:
     rounds: int
     loss: float
     bits_per_byte: float
+    bytes_up: float = 0.0
+    start: str = "scratch"
 
 
 class Peer:
@@ -191,6 +210,7 @@ class Swarm:
         self._steps_since_cut = 0
         self.rounds = 0
         self.tokens = 0
+        self.bytes_up = 0.0
 
     def round(self) -> None:
         """Train until the swarm has the recipe's tokens, cut, go on training, apply."""
@@ -250,11 +270,13 @@ class Swarm:
             assert found is not None, "everybody has made a cut"
             if peer.index != reducer:
                 home.take(*where, peer.index, found)
+                self.bytes_up += len(found.raw) / len(self.peers)
         info, refused = home.reduce(*where, range(len(self.peers)))
         assert info is not None, f"everybody contributed part {part}"
         assert not refused, f"members {refused} were refused in part {part}"
         raw = home.store.get(info.digest)
         assert raw is not None, "a reducer keeps its result"
+        self.bytes_up += len(raw) * (len(self.peers) - 1) / len(self.peers)
         for peer in self.peers:
             peer.state.store.put(raw)
         return info
@@ -298,25 +320,61 @@ def recipe_of(case: Case, seed: int, tokens: int, recipe: Recipe, quick: bool = 
     )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What all cases begin with: ``first`` [n], if that is not the seed's first weights.
+
+    Args:
+        quick: rounds are as long as the recipe's, of tuned cases too.
+        torchft: Python of an environment that has it.
+    """
+
+    first: Vector | None = None
+    quick: bool = False
+    torchft: str = ""
+
+    @property
+    def name(self) -> str:
+        """As results have it."""
+        return "scratch" if self.first is None else "checkpoint"
+
+
+SCRATCH = Origin()
+
+
 def measure(
-    case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets, quick: bool = False
+    case: Case, seed: int, tokens: int, recipe: Recipe, assets: Assets, origin: Origin = SCRATCH
 ) -> Result:
     """Train one case from this seed, in as many whole rounds of the recipe as ``tokens`` hold."""
-    recipe = recipe_of(case, seed, tokens, recipe, quick)
-    lm = task(recipe, assets)
-    judge = lm.model()
-    if case.peers:
-        swarm = Swarm(lm, case.peers, seed, case.late)
-        for _ in range(max(1, tokens // recipe.rounds.tokens)):
-            swarm.round()
-        Trainer(judge, swarm.peers[0].handover).write(swarm.theta)
-        done, rounds = swarm.trained, swarm.rounds
+    recipe = recipe_of(case, seed, tokens, recipe, origin.quick)
+    lm = Begun(recipe, assets, origin.first)
+    rounds = max(1, tokens // recipe.rounds.tokens)
+    seeds = [data_seed(seed, index) for index in range(case.peers)]
+    if case.method == "torchft":
+        found = torchft_diloco.train(lm, assets, seeds, rounds, origin.torchft)
+    elif case.method == "data_parallel":
+        found = baselines.data_parallel(lm, seeds, rounds * steps_of_a_round(lm, case.peers))
+    elif case.method:
+        outer = {"averaging": baselines.AVERAGING, "diloco": baselines.DILOCO}[case.method]
+        found = baselines.blocking(lm, seeds, rounds, outer)
+    elif case.peers:
+        found = train_swarm(lm, case, seed, rounds)
     else:
-        round_steps = -(-recipe.rounds.tokens // lm.step_tokens)
-        steps = round_steps * max(1, tokens // recipe.rounds.tokens) // case.share
-        train_plainly(lm, judge, steps, data_seed(seed, 0))
-        done, rounds = steps * lm.step_tokens, 0
-    return Result(case.name, seed, done, rounds, *lm.evaluate(judge))
+        steps = -(-recipe.rounds.tokens // lm.step_tokens) * rounds // case.share
+        model = lm.model()
+        train_plainly(lm, model, steps, data_seed(seed, 0))
+        found = Trained(steps * lm.step_tokens, 0, 0.0, *lm.evaluate(model))
+    figures = (found.tokens, found.rounds, found.loss, found.bits_per_byte, found.bytes_up)
+    return Result(case.name, seed, *figures, origin.name)
+
+
+def train_swarm(lm: CausalLM, case: Case, seed: int, rounds: int) -> Trained:
+    """So many rounds of Potluck."""
+    swarm, judge = Swarm(lm, case.peers, seed, case.late), lm.model()
+    for _ in range(rounds):
+        swarm.round()
+    Trainer(judge, swarm.peers[0].handover).write(swarm.theta)
+    return Trained(swarm.trained, swarm.rounds, swarm.bytes_up, *lm.evaluate(judge))
 
 
 def train_plainly(lm: CausalLM, model: torch.nn.Module, steps: int, seed: int) -> None:
@@ -332,9 +390,14 @@ def train_plainly(lm: CausalLM, model: torch.nn.Module, steps: int, seed: int) -
     lm.train(model, lm.optimizer(model, lambda: taken / steps), batches())
 
 
-def untrained(seed: int, recipe: Recipe, assets: Assets) -> Result:
-    lm = task(replace(recipe, task=replace(recipe.task, seed=seed)), assets)
-    return Result("untrained", seed, 0, 0, *lm.evaluate(lm.model()))
+def untrained(seed: int, recipe: Recipe, assets: Assets, origin: Origin = SCRATCH) -> Result:
+    """What all begin with."""
+    lm = Begun(seeded(recipe, seed), assets, origin.first)
+    return Result("untrained", seed, 0, 0, *lm.evaluate(lm.model()), start=origin.name)
+
+
+def seeded(recipe: Recipe, seed: int) -> Recipe:
+    return replace(recipe, task=replace(recipe.task, seed=seed))
 
 
 def ratios(results: Sequence[Result], over: str, under: str) -> list[float]:
@@ -349,7 +412,8 @@ def summaries(results: Sequence[Result]) -> Iterator[dict[str, object]]:
     """Mean and spread (standard deviation of the sample, 0 for one seed) of each case over the seeds."""
     for name in dict.fromkeys(result.case for result in results):
         mine = [result for result in results if result.case == name]
-        line: dict[str, object] = {"summary": name, "seeds": len(mine), "tokens": mine[0].tokens}
+        line: dict[str, object] = {"summary": name, "start": mine[0].start, "seeds": len(mine)}
+        line |= {"tokens": mine[0].tokens, "bytes_up": mine[0].bytes_up}
         columns = {
             "loss": [result.loss for result in mine],
             "bits_per_byte": [result.bits_per_byte for result in mine],
@@ -387,6 +451,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bar", action="store_true", help="end with the ratios that are watched")
     parser.add_argument("--only", action="append", choices=[case.name for case in CASES])
     parser.add_argument(
+        "--from-checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="all go on from a checkpoint there, which is trained first with --tokens if there is none",
+    )
+    parser.add_argument("--torchft", default="", help="Python of an environment with torchft")
+    parser.add_argument(
         "--lr", type=float, default=DEMO.inner.lr, help="of AdamW, to tune a case of the demo"
     )
     return parser.parse_args(argv)
@@ -394,6 +465,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
+    head(argv)
     torch.set_num_threads(1)
     recipe = QUICK if args.quick else DEMO
     recipe = replace(recipe, inner=replace(recipe.inner, lr=args.lr))
@@ -402,14 +474,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     assets = build_assets(recipe)
     results: list[Result] = []
     for seed in range(args.seeds):
-        results.append(untrained(seed, recipe, assets))
+        origin = Origin(quick=args.quick, torchft=args.torchft)
+        if args.from_checkpoint:
+            kept = Checkpoints(args.from_checkpoint, tokens)
+            origin = replace(origin, first=kept.of(seeded(recipe, seed), assets, seed))
+        results.append(untrained(seed, recipe, assets, origin))
         show(asdict(results[-1]))
-        for case in CASES:
-            if args.only and case.name not in args.only:
-                continue
+        for case in chosen(args):
             try:
                 length = tuned_tokens if case.tuned else tokens
-                results.append(measure(case, seed, length, recipe, assets, args.quick))
+                results.append(measure(case, seed, length, recipe, assets, origin))
             except Drifted as drift:
                 print(f"{case.name}, seed {seed}: {drift}", file=sys.stderr)
                 return 1
@@ -420,6 +494,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in bars(results):
             show(line)
     return 0
+
+
+def chosen(args: argparse.Namespace) -> list[Case]:
+    """The cases that are wanted, and can be had."""
+    wanted = [case for case in CASES if not args.only or case.name in args.only]
+    lacking = any(case.method == "torchft" for case in wanted) and not available("torchft", args.torchft)
+    return [case for case in wanted if case.method != "torchft" or not lacking]
 
 
 if __name__ == "__main__":

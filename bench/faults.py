@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.heading import head
 from bench.peers.swarm import available
 from bench.stage import HUB, WATCHER, Actor, Stage, bar, played
 from bench.wan import Link, Wan
@@ -178,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--torchft", help="Python of an environment with torchft: measured as well")
     parser.add_argument("--hivemind", help="the same, with hivemind")
     args = parser.parse_args(argv)
+    head(argv)
     return played("faults", args.keep, lambda directory: run(args, directory))
 
 

@@ -17,6 +17,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from bench.heading import head
+
 from potluck.peer import state
 from potluck.protocol.plan import FLAT
 from potluck.protocol.swarm import CROWD
@@ -138,6 +140,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--flat", action="store_true")
     wanted = parser.parse_args()
+    head()
     for peers in wanted.peers:
         for name, value in measure(peers, wanted.rounds, peers if wanted.flat else FLAT).items():
             line = {"bar": name, "value": round(value, 3), "unit": UNITS.get(name, ""), "peers": peers}

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.heading import head
 from bench.ledger import Account, Samples, account, journal, same
 from bench.stage import HUB, WATCHER, Actor, Late, Stage, bar, ends_on_sigterm
 from bench.wan import Link, Wan
@@ -357,6 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--keep", type=Path, help="keep logs and disks here")
     args = parser.parse_args(argv)
+    head(argv)
     plan = SHORT if args.short else Plan(60 * args.minutes)
     with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-soak-") as scratch:
         directory = args.keep or Path(scratch)

@@ -34,6 +34,7 @@ from typing import Any
 from bench.allreduce import Case, network
 from bench.bits import STEPS, Sent, tell_bits
 from bench.exchanger import STEP_TOKENS
+from bench.heading import head
 from bench.stage import START_S, Actor, Stage, bar, played
 from bench.wan import Link
 
@@ -284,6 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few values on loopback: a check, no result")
     parser.add_argument("--keep", type=Path, help="keep logs and disks here")
     args = parser.parse_args(argv)
+    head(argv)
     case = Case(args.peers, args.values, Link(args.mbit, args.mbit, args.one_way_ms / 2000))
     pace = Pace(args.step_ms / 1000, args.steps, args.snapshot_every)
     if args.quick:

@@ -24,6 +24,7 @@ from typing import Any
 
 from bench import allreduce
 from bench.allreduce import Case, network
+from bench.heading import head
 from bench.peers import gloo
 from bench.peers.hivemind_faults import AVERAGER, Hivemind
 from bench.peers.swarm import Replica, Swarm, available
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--torchft", default="", help="Python of an environment with torchft")
     parser.add_argument("--keep", type=Path, help="keep logs here")
     args = parser.parse_args(argv)
+    head(argv)
     with ends_on_sigterm(), tempfile.TemporaryDirectory(prefix="potluck-peers-") as scratch:
         run(Case(values=args.values), args, args.keep or Path(scratch))
     return 0
