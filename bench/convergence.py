@@ -140,6 +140,9 @@ GAPS = [
 ]
 """Of each the ratio less 1."""
 
+SHORT = {"1_peer_fp32", *(name for _, *pair in (*BARS, *GAPS) for name in pair)}
+"""Cases of the short form: those that are watched, and one that should be as plain training is."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -498,7 +501,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def chosen(args: argparse.Namespace) -> list[Case]:
     """The cases that are wanted, and can be had."""
-    wanted = [case for case in CASES if not args.only or case.name in args.only]
+    names = args.only or (SHORT if args.quick else {case.name for case in CASES})
+    wanted = [case for case in CASES if case.name in names]
     lacking = any(case.method == "torchft" for case in wanted) and not available("torchft", args.torchft)
     return [case for case in wanted if case.method != "torchft" or not lacking]
 
