@@ -167,8 +167,9 @@ def test_rounds_of_another_system_count_if_all_were_in_them() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(300)
 def test_short_form() -> None:
-    done = run_bench("-m", "bench.convergence", "--quick", timeout_s=170)
+    done = run_bench("-m", "bench.convergence", "--quick", timeout_s=280)
     assert set(lines_of(done.stdout, "skipped")) == {
         "no environment at (none given): bench/peers/README.md says how to make one"
     }
