@@ -167,8 +167,9 @@ def test_rounds_of_another_system_count_if_all_were_in_them() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(300)
 def test_short_form() -> None:
-    done = run_bench("-m", "bench.convergence", "--quick", timeout_s=170)
+    done = run_bench("-m", "bench.convergence", "--quick", timeout_s=280)
     cases, summaries = lines_of(done.stdout, "case"), lines_of(done.stdout, "summary")
     here = [case for case in convergence.CASES if case.name in convergence.SHORT]
     names = {case.name for case in here}

@@ -318,7 +318,9 @@ def test_halves_that_reach_each_other_only_through_the_hub_go_on() -> None:
 
 
 class Leaving(Simulation):
-    """One of two peers only follows; the other leaves in a round, and stays three seconds at most."""
+    """One of two peers only follows; the other leaves in a round to which it gave, and stays three seconds at
+    most.
+    """
 
     left_in: int | None = None
     until = math.inf
@@ -335,7 +337,7 @@ class Leaving(Simulation):
     def _look(self) -> None:
         trainer = next(p for p in self.living() if p.core.trains)
         exchange = trainer.core.exchange
-        if self.left_in is None and exchange is not None and exchange.index is not None:
+        if self.left_in is None and exchange is not None and exchange.weight:
             self.left_in, self.until = exchange.round, self.now + 3.0
             trainer.core.leaving = True
             trainer._announce()
