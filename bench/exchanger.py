@@ -40,8 +40,16 @@ class Values(torch.nn.Module):
         return tokens
 
 
-def exchange(run: potluck.Run, model: Values, pace_s: float, name: str, say: Callable[..., None]) -> None:
-    """Take steps until the run is left or we are told to stop; each round moves all values at random.
+def exchange(
+    run: potluck.Run,
+    model: Values,
+    pace_s: float,
+    name: str,
+    say: Callable[..., None],
+    rest: Callable[[float], object] | None = None,
+) -> None:
+    """Take steps until the run is left or we are told to stop; each round moves all values at random. Between
+    two steps we ``rest`` for ``pace_s`` seconds, or sleep.
 
     While a round is in flight a step counts as next to nothing: the next one opens when all have this one.
     """
@@ -57,7 +65,7 @@ def exchange(run: potluck.Run, model: Values, pace_s: float, name: str, say: Cal
     change = torch.randn(model.values.numel(), generator=seed).mul_(CHANGE)
     optimizer = run.optimizer(Still(model))
     work = torch.zeros(STEP_TOKENS, dtype=torch.int64)
-    pace, moved = threading.Event(), -1
+    rest, moved = rest or threading.Event().wait, -1
     while True:
         if run.round != moved:
             moved = run.round
@@ -66,4 +74,4 @@ def exchange(run: potluck.Run, model: Values, pace_s: float, name: str, say: Cal
         if core.exchange is None and core.view.round == moved:
             model(work)
         optimizer.step()
-        pace.wait(pace_s)
+        rest(pace_s)

@@ -1,9 +1,9 @@
-"""One process of a benchmark's swarm: ``python -m bench.peer host|join|watch|exchange|wait '{"invite": …}'``.
+"""One process of a benchmark's swarm: ``python -m bench.peer host|join|watch|exchange|spin|wait '{…}'``.
 
 Says on standard output, a JSON object a line, what happens to it; ``at`` is the machine's monotonic clock.
 ``host`` and ``join`` train a model of a chosen size at a chosen pace. ``watch`` only follows, and tells what
 the ledger says. ``exchange`` takes steps that cost nothing, and tells when each round is where; those of
-``wait`` take their time, and it tells how much of it was lost.
+``wait`` take their time, and it tells how much of it was lost; those of ``spin`` hold the interpreter.
 """
 
 from __future__ import annotations
@@ -235,6 +235,10 @@ def main() -> int:
             from bench.exchanger import exchange as loop
 
             exchange(options, loop)
+        elif what == "spin":
+            from bench.spinner import spin
+
+            exchange(options, spin)
         elif what == "wait":
             from bench.waiter import wait
 

@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from bench import allreduce, baselines, convergence, demo_recipe  # noqa: E402
+from bench import allreduce, baselines, busy, convergence, demo_recipe  # noqa: E402
 from bench.checkpoint import Checkpoints, vectors  # noqa: E402
 from bench.convergence import LATE_STEPS, Case, Drifted, Swarm, measure  # noqa: E402
 from bench.peers import allreduce as others  # noqa: E402
@@ -113,6 +113,22 @@ def test_an_exchange_of_two_real_peers_is_measured() -> None:
     assert line["peers"] == 2
     assert 0 < line["commit_s"] < line["applied_s"] < 30
     assert set(lines_of(done.stdout, "bar")) == {"int8_loopback_s"}
+
+
+def test_what_an_exchange_takes_from_a_loop_is_counted_by_whole_intervals() -> None:
+    counts = [(float(at), turns) for at, turns in enumerate([0, 100, 200, 250, 300, 400, 500, 550, 600])]
+    windows = [(2.0, 4.0), (6.0, 8.0)]
+    assert busy.shares(counts, windows) == 0.5
+    assert busy.shares([(at + 0.5, turns) for at, turns in counts], windows) == 0.5  # some lie across an edge
+
+
+@pytest.mark.integration
+def test_an_exchange_beside_a_loop_that_holds_the_interpreter_is_measured() -> None:
+    done = run_bench("-m", "bench.busy", "--quick", "--only", "thread", timeout_s=120)
+    (line,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert line["case"] == "thread"
+    assert 0 < line["commit_s"] < line["applied_s"] < 30
+    assert 0 < line["training"] < 3
 
 
 def test_bits_of_a_parameter_and_step_are_counted() -> None:

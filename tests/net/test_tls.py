@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import socket
 import ssl
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -241,5 +242,17 @@ def test_both_ends_ask_for_a_congestion_control_and_do_without(
                 assert (name.rstrip(b"\0") == wanted.encode()) == (wanted == "reno")
             await ends[0].send(b"hello")
             assert await soon(ends[1].receive(10)) == b"hello"
+
+    world.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other ways")
+def test_receive_buffers_have_room_for_what_waits_in_them(world: TlsWorld) -> None:
+    async def main() -> None:
+        async with pair(world) as ends:
+            for end in ends:
+                connection = end._connection  # type: ignore[attr-defined]
+                assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= tls_stream.ROOM_BYTES
+                assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
     world.run(main())

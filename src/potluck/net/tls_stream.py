@@ -28,6 +28,10 @@ UNSENT_BYTES = 1 << 18
 TOGETHER_BYTES = 1 << 17
 """Within a large message we are woken for so many bytes: for each packet, it took most of the time."""
 
+ROOM_BYTES = 1 << 20
+"""So much fits into a receive buffer from the start. What waits in there until we are woken is lacking in the
+window otherwise, and the sender waits for that."""
+
 RECORD_BYTES = 1 << 14
 """So many bytes at most have come in a TLS record that is not whole yet, and count as lacking."""
 
@@ -160,6 +164,8 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(AttributeError, OSError):  # not on every system
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        for count in (ROOM_BYTES, 1):  # Linux makes room for what one waits for, and leaves it
+            self._wait_for(count)
         with contextlib.suppress(AttributeError, OSError):  # not in every kernel, nor allowed in every one
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
 
