@@ -67,6 +67,29 @@ def _range(values: Sequence[float]) -> str:
     return "–".join(dict.fromkeys(f"{value:.1f}" for value in (min(values), max(values))))
 
 
+GOALS = {"fp32": "1.10", "int8": "0.29", "topk": "0.05"}
+"""Of an exchange, over the bound."""
+
+
+def exchange(results: Results) -> str:
+    """Seconds of an exchange with each codec, times the bound, and a peer's processor time."""
+    rows = []
+    for codec, line in latest(results.of("applied_s"), lambda one: one["codec"]).items():
+        name = f"`{codec}`" if codec in CODECS else f"{codec}, fp32"
+        commit = f"{line['commit_s']:.2f} s" if "commit_s" in line else "–"
+        each = ", ".join(f"{took:.1f}" for took in line["all_s"])
+        figures = [
+            commit,
+            f"{line['applied_s']:.2f} s",
+            each,
+            f"{line['over_bound']:.3f}",
+            f"{line['cpu_s']:.2f} s",
+        ]
+        rows.append([name, *figures, str(line["load"]), GOALS.get(codec, "")])
+    head = ["what", "until the commit", "until all applied", "each round", "over the bound", "CPU of a peer"]
+    return table([*head, "load", "goal"], rows)
+
+
 def systems(results: Results) -> str:
     """Seconds of an exchange in each system, and times the bound."""
     bars = {line["system"]: line["value"] for line in results.of("bar")}
@@ -182,6 +205,7 @@ def faults(results: Results) -> str:
 
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "exchange": ("allreduce", exchange),
     "presets": ("presets", presets),
     "systems": ("peers", systems),
     "systems-busy": ("peers-busy", systems),
