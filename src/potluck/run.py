@@ -56,7 +56,9 @@ ANSWER_S = 5.0
 """How long the network thread may take for what it knows already, in seconds."""
 
 LEAVE_S = 15.0
-"""How long leaving may take in all, in seconds."""
+LEAVE_VALUE_S = 16 / 50e6
+"""How long leaving may take in all, in seconds, and for each value of the model besides, for what is kept
+on the disk: up to 16 bytes of each, at 50 MB/s."""
 
 STOP_S = 3.0
 """How long what is left of a run that was broken off may take to close, in seconds."""
@@ -260,7 +262,8 @@ class Run:
             if self._background.alive:
                 if self._trainer is not None:
                     self._trainer.meet()
-                self._call(self._node.leave(), LEAVE_S)
+                size = self._node.actions.state.size
+                self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S)
         finally:
             self._final_state()
             self._stop()

@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,6 +230,31 @@ def test_a_large_message_wakes_nobody_for_a_few_bytes(world: TlsWorld) -> None:
             assert len(woken) - begun <= most < len(pieces)
             await near.send(b"and the next at once")
             assert await soon(far.receive(LIMIT)) == b"and the next at once"
+
+    world.run(main())
+
+
+def test_what_came_while_the_process_stood_still_is_heard_before_the_verdict(
+    world: TlsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_stream, "BEAT_S", 0.1)
+    monkeypatch.setattr(tls_stream, "SILENCE_S", 0.4)
+
+    async def main() -> None:
+        async with pair(world) as (near, far):
+            receiving = asyncio.create_task(far.receive(LIMIT))
+            near._within_frame = True  # type: ignore[attr-defined]  # so it sends no heartbeats
+            near._write(header(DATA, 1 << 20))  # type: ignore[attr-defined]
+            for _ in range(2):
+                near._write(bytes(40_000))  # type: ignore[attr-defined]
+                await asyncio.wait([receiving], timeout=0.03)
+            near._write(bytes(40_000))  # type: ignore[attr-defined]
+            near._heard_at += 10  # type: ignore[attr-defined]  # the other side's verdict is what counts
+            threading.Event().wait(0.6)  # the loop stands still, as in a process that was stopped
+            await asyncio.wait([receiving], timeout=0.05)
+            near._write(bytes((1 << 20) - 120_000))  # type: ignore[attr-defined]
+            near._within_frame = False  # type: ignore[attr-defined]
+            assert await soon(receiving) == bytes(1 << 20)
 
     world.run(main())
 

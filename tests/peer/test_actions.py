@@ -14,16 +14,19 @@ from msgspec.structs import replace
 from potluck.hub.ledger import MAX_RECORD_BYTES, MemoryLedger
 from potluck.optim.state import state_digest
 from potluck.peer.actions import Actions
+from potluck.peer.dataplane import Carry, carried
 from potluck.peer.links import Reply
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Append,
+    Apply,
     Combine,
     Drop,
     Fetch,
     Note,
     Reduce,
+    Revoked,
     SendPartial,
     WriteSnapshot,
 )
@@ -34,7 +37,7 @@ from potluck.store.contents import MemoryStore
 from potluck.store.snapshots import load_snapshot
 from potluck.wire.codec import MAX_MESSAGE_BYTES, WIRE, digest
 from potluck.wire.messages import Answer, Progress, PushPartial, PushResult
-from potluck.wire.records import Chain, Finish, Held, Member, Open, PartInfo, TensorSpec
+from potluck.wire.records import Chain, Commit, Finish, Held, Member, Open, PartInfo, TensorSpec
 from potluck.wire.result import Tally, describe, pack
 
 N = 12
@@ -314,6 +317,24 @@ class SlowStore(MemoryStore):
         self.asked.set()
         assert self.go_on.wait(30)
         return super().put(raw, name)
+
+
+@peer(0)
+async def test_a_reset_does_not_overtake_the_state_before_it(made: Peer) -> None:
+    """Else the model would take the carry on top of it, and be off by an outer step."""
+    made.give(3)
+    info, _ = made.state.reduce(1, 0, 0, (3,))
+    assert info is not None
+    handover = made.actions.handover
+    handover.begin()
+    commit = Commit(1, 0, (info,), 10, None, "all")
+    await made.carry_out(Apply(commit), Revoked())
+    model = values(0) + np.float32(3)
+    taken: list[Carry] = []
+    handover.exchange(lambda _: model, lambda carries, _: taken.extend(carries))
+    assert made.state.plane is not None
+    np.testing.assert_array_equal(carried(model, taken), made.state.plane.theta)
+    np.testing.assert_allclose(made.state.plane.theta, values(0) - values(3), atol=1e-6)
 
 
 @peer(4)

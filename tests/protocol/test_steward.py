@@ -122,6 +122,12 @@ def test_a_round_is_no_shorter_than_the_least_steps() -> None:
     )
 
 
+def test_who_says_that_it_did_all_in_no_step_holds_up_no_round_for_ever() -> None:
+    liar = says(9, tokens=1e12, steps=0)
+    honest = [says(n, tokens=100.0, steps=45) for n in range(1, 6)]
+    assert isinstance(decided(view_of(genesis()), heard(liar, *honest), rules=LEAST).body, Open)
+
+
 @pytest.mark.parametrize("others", [0, 1, 5])
 def test_slow_peers_and_newcomers_keep_no_round_from_its_least_steps(others: int) -> None:
     """Each counts by its tokens, and they have few."""

@@ -18,6 +18,7 @@ from potluck.wire.messages import (
     MAX_GROUP,
     MAX_RATE,
     MAX_RTT_S,
+    MOST,
     Answer,
     Fetch,
     Hello,
@@ -229,6 +230,12 @@ TOO_MUCH: list[tuple[Any, Any]] = [
         for name in ("uplink", "downlink", "rtt_s")
         for value in (-1.0, 1.1 * MAX_RATE, math.nan, math.inf)
     ),
+    *(
+        (msgspec.structs.replace(PROGRESS, **{name: value}), Progress)
+        for name in ("tokens", "tokens_per_s", "step_s", "idle_s")
+        for value in (-1.0, 1.1 * MOST, math.nan, math.inf)
+    ),
+    (msgspec.structs.replace(PROGRESS, steps=-1), Progress),
     (msgspec.structs.replace(PROGRESS, rtt_s=MAX_RTT_S + 1), Progress),
     (msgspec.structs.replace(PROGRESS, held=(Held(0, C, 1),) * 65_537), Progress),
 ]

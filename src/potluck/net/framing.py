@@ -45,11 +45,6 @@ class Decoder:
         self._have = 0
 
     @property
-    def ready(self) -> bool:
-        """Whether ``take()`` would get any further than it has."""
-        return self._length is not None and (self._body is None or self._have == self._length)
-
-    @property
     def inside(self) -> bool:
         """Whether the bytes so far end within a frame."""
         return self._length is not None or self._start < self._end

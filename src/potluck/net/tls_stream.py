@@ -298,8 +298,10 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         now = self._loop.time()
         if self._paused:
             self._heard_at = now
-        elif now >= self._heard_at + BEAT_S:
+        elif now >= self._heard_at + BEAT_S and self._together > 1:
             self._wait_for(1)  # what a slow link has brought says that the other side lives
+            # After a pause of this process that is heard only now.
+            self._heard_at = max(self._heard_at, now - SILENCE_S + BEAT_S)
         if now >= self._heard_at + SILENCE_S:
             self.abort(ConnectionLost(f"{self._who} has been silent for {SILENCE_S:.0f} s"))
             return

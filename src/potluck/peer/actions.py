@@ -96,6 +96,8 @@ class Actions:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="potluck-vectors")
         self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="potluck-store")
         self._snapshots = asyncio.Lock()
+        self._states = asyncio.Lock()
+        """New states reach the trainer in the order in which the vectors had them."""
 
     def close(self) -> None:
         """Finish what the threads do at the moment, and end them."""
@@ -167,8 +169,9 @@ class Actions:
             self.core.cut_done(request.round, request.attempt, 0)
 
     async def _abandon(self) -> None:
-        if self.state.plane is not None:
-            self.handover.reset(await self.work(self.state.abandon))
+        async with self._states:
+            if self.state.plane is not None:
+                self.handover.reset(await self.work(self.state.abandon))
 
     def _taken_in_thread(self, request: CutRequest, local: Vector, weight: float, blocks: int) -> None:
         """Called from the training thread."""
@@ -185,8 +188,8 @@ class Actions:
                 f"round {request.round}: the model here has become NaN or infinite: nothing is contributed, "
                 "and training goes on from the shared state; lower the learning rate if it happens again"
             )
-            assert self.state.plane is not None
-            self.handover.reset(self.state.plane.theta.copy())
+            async with self._states:
+                self.handover.reset(await self.work(self.state.shared))
         self.core.cut_done(request.round, request.attempt, weight if done else 0.0)
         self._changed()
 
@@ -346,6 +349,11 @@ class Actions:
         self._changed()
 
     async def _change_state(self, effect: Apply | LoadSnapshot) -> None:
+        async with self._states:
+            await self._new_state(effect)
+        self._changed()
+
+    async def _new_state(self, effect: Apply | LoadSnapshot) -> None:
         loaded = isinstance(effect, LoadSnapshot)
         try:
             if isinstance(effect, Apply):
@@ -363,7 +371,6 @@ class Actions:
                 self.core.missing(())
         else:
             await self.took(carry, loaded=loaded)
-        self._changed()
 
     async def took(self, carry: Carry, *, loaded: bool) -> None:
         """A new shared state is ours: hand it to the trainer, and report it."""

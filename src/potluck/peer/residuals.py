@@ -146,7 +146,7 @@ def kept(file: Kept, owed: Owed | None, sent: float, over: bool) -> str:
     contribution as it was sent, and in a run that is ``over`` there is nothing to keep it for.
     """
     if owed is None:
-        return "nothing was sent in this life; what an earlier one had not sent is kept as it was"
+        return "this life had taken up nothing yet; what an earlier one had not sent is kept as it was"
     share = f"{owed.norm / sent:.3g} times" if sent else f"norm {owed.norm:.3g}, beside"
     what = f"not sent yet for compression ({share} what the last contribution sent)"
     try:

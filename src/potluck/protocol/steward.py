@@ -184,7 +184,7 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
         return Decision(None, "waiting for a peer that trains")
     ready = [p for p in trainers if _ready(p, view.round, base)]
     done = sum(p.tokens for p in ready)
-    steps, least = _steps(ready), rules.least_steps
+    steps, least = _steps(ready, rules.round_tokens), rules.least_steps
     rest = _used_up(view, trainers, done)
     dry = _used_up(view, ready, done)  # while one that stands still has data, the others need not have more
     long = least == 1 or steps >= least or dry
@@ -207,12 +207,14 @@ def _begin(view: RunView, swarm: Swarm, rules: Rules, times: Times, now: float) 
     return Decision(_open(view, ready, base, rules, reason), reason)
 
 
-def _steps(ready: Sequence[Progress]) -> float:
+def _steps(ready: Sequence[Progress], round_tokens: float) -> float:
     """Inner steps behind a token of the round, on the average. So a peer counts as it does in the mean: one
-    that is slow, or has just come, with few tokens as yet, keeps nobody waiting.
+    that is slow, or has just come, with few tokens as yet, keeps nobody waiting; nor does one that says that
+    it did far more than a round in no step.
     """
-    tokens = sum(p.tokens for p in ready)
-    return sum(p.tokens * p.steps for p in ready) / tokens if tokens > 0 else 0.0
+    weights = [min(p.tokens, round_tokens) for p in ready]
+    steps = sum(weight * p.steps for weight, p in zip(weights, ready, strict=True))
+    return steps / sum(weights) if sum(weights) > 0 else 0.0
 
 
 def _work(done: float, rules: Rules, who: str, steps: float) -> str:

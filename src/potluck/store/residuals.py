@@ -19,11 +19,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from potluck.errors import CorruptData
 from potluck.store.store import in_words, sync_directory
-from potluck.store.tensors import opened
+from potluck.store.tensors import LENGTH_BYTES, opened
 
 NAME = "residuals.safetensors"
 """The file's name in a peer's directory."""
@@ -34,7 +33,7 @@ HEADER_BYTES, PART_BYTES = 1 << 20, 400
 KINDS = 4
 """Vectors of the model's size that the file may hold, at most: each range once in each."""
 
-_NAMES = re.compile(r"up|(down|counted|result)\.(0|[1-9][0-9]{0,4})")
+_NAMES = re.compile(r"up|(down|counted|result)\.(0|[1-9][0-9]{0,6})")
 
 Vector = NDArray[np.float32]
 
@@ -91,13 +90,27 @@ class _Said(Struct, frozen=True):
 
 def packed(whose: Whose, owed: Owed) -> bytes:
     """A file's bytes."""
+    return b"".join(pieces(whose, owed))
+
+
+def pieces(whose: Whose, owed: Owed) -> list[bytes | memoryview]:
+    """A file's bytes, one piece after the other; the vectors' are not copied."""
     vectors = {"up": owed.up}
     vectors |= {f"down.{place}": values for place, values in owed.down.items()}
     vectors |= {f"counted.{place}": values for place, values in owed.counted.items()}
     vectors |= {f"result.{place}": values for place, (_, values) in owed.results.items()}
     digests = {place: digest for place, (digest, _) in owed.results.items()}
     said = msgspec.json.encode(_Said(whose, owed.round, owed.state, owed.flying, digests))
-    return bytes(save(vectors, {"residuals": said.decode(), "digest": _digest(said, vectors)}))
+    header: dict[str, object] = {
+        "__metadata__": {"residuals": said.decode(), "digest": _digest(said, vectors)}
+    }
+    end = 0
+    for name, values in vectors.items():
+        begin, end = end, end + 4 * values.size
+        header[name] = {"dtype": "F32", "shape": [values.size], "data_offsets": [begin, end]}
+    head = msgspec.json.encode(header)
+    head += b" " * (-len(head) % 8)
+    return [len(head).to_bytes(LENGTH_BYTES, "little") + head, *map(_raw, vectors.values())]
 
 
 def unpacked(raw: bytes | bytearray, whose: Whose) -> Owed:
@@ -138,8 +151,12 @@ def _digest(said: bytes, vectors: Mapping[str, Vector]) -> str:
     hasher = blake3.blake3(said)
     for name, values in sorted(vectors.items()):
         hasher.update(f"\n{name} {values.size}\n".encode())
-        hasher.update(np.ascontiguousarray(values, dtype="<f4").view(np.uint8).data)
+        hasher.update(_raw(values))
     return hasher.hexdigest()
+
+
+def _raw(values: Vector) -> memoryview:
+    return np.ascontiguousarray(values, dtype="<f4").view(np.uint8).data
 
 
 class Kept(Protocol):
@@ -172,12 +189,12 @@ class ResidualsFile:
         self.path, self._whose = directory / NAME, whose
 
     def write(self, owed: Owed) -> None:
-        raw = packed(self._whose, owed)
+        found = pieces(self._whose, owed)
         temporary = self.path.with_suffix(".writing")
-        with in_words(self.path.parent, f"write {len(raw)} bytes to"):
+        with in_words(self.path.parent, f"write {sum(map(len, found))} bytes to"):
             try:
                 with temporary.open("wb") as file:
-                    file.write(raw)
+                    file.writelines(found)
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(self.path)

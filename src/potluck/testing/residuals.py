@@ -27,7 +27,7 @@ LOSS = 1.02
 """What is sent loses no more than an encoding of this account would, and some rounding."""
 
 NUDGES = (1 - ROUNDING, 1.0, 1 + ROUNDING)
-"""The account is encoded with these too: for so little a rounded scale may fall either way (seed 1749)."""
+"""The account is encoded with these too: for so little a rounded scale may fall either way."""
 
 
 class Residuals:

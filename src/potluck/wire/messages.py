@@ -22,7 +22,11 @@ MAX_RATE = 1e12
 MAX_RTT_S = 60.0
 """No link is faster, in bytes/s, or its round trip longer, in seconds; who says so is not heard."""
 
+MOST = 1e18
+"""Nothing else that is counted or measured is more."""
+
 Rate = Annotated[float, Meta(ge=0, le=MAX_RATE)]
+Amount = Annotated[float, Meta(ge=0, le=MOST)]
 Phase = Literal["joining", "training", "following", "leaving", "gone"]
 
 
@@ -55,11 +59,11 @@ class Progress(Struct, frozen=True, kw_only=True):
     phase: Phase = "joining"
     round: int = -1
     state: str = ""
-    tokens: float = 0.0
-    steps: int = 0
-    tokens_per_s: float = 0.0
-    step_s: float = 0.0
-    idle_s: float = 0.0
+    tokens: Amount = 0.0
+    steps: Count = 0
+    tokens_per_s: Amount = 0.0
+    step_s: Amount = 0.0
+    idle_s: Amount = 0.0
     uplink: Rate = 0.0
     downlink: Rate = 0.0
     rtt_s: Annotated[float, Meta(ge=0, le=MAX_RTT_S)] = 0.0
