@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from bench.results import FOLDER, Results, latest, read
-from bench.tables import CODECS, SYSTEMS, of_links, recoveries
+from bench.tables import CODECS, SYSTEMS, by_way, of_links, recoveries
 from matplotlib.figure import Figure
 
 SETTINGS: Any = {
@@ -25,16 +26,25 @@ OURS, THEIRS = "#1f77b4", "#b0b0b0"
 
 
 def bars(
-    axes: Any, names: Sequence[str], values: Sequence[float], ours: Sequence[bool], digits: int = 2
+    axes: Any,
+    names: Sequence[str],
+    values: Sequence[float],
+    ours: Sequence[bool],
+    digits: int = 2,
+    spans: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """One below the other, each with its figure."""
+    """One below the other, each with its figure and, if there are ``spans``, its least and greatest value."""
     places = range(len(names))
+    spans = spans or [(value, value) for value in values]
+    around = [(value - least, most - value) for value, (least, most) in zip(values, spans, strict=True)]
     axes.barh(places, values, color=[OURS if mine else THEIRS for mine in ours])
     axes.set_yticks(places, names)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    for place, value in zip(places, values, strict=True):
-        axes.text(value, place, f" {value:.{digits}f}", va="center")
+    for place, value, (below, above) in zip(places, values, around, strict=True):
+        if below or above:
+            axes.errorbar(value, place, xerr=[[below], [above]], color="black", linewidth=0.8, capsize=2)
+        axes.text(value + above, place, f" {value:.{digits}f}", va="center")
 
 
 def presets(results: Results) -> Figure:
@@ -94,19 +104,21 @@ def loss_bytes(results: Results) -> Figure:
 
 
 def ways(results: Results) -> Figure:
-    """Loss of each way to train together, from scratch and from a checkpoint."""
-    found = latest(results.of("case"), lambda one: (one["start"], one["case"], one["seed"]))
-    panels = [
-        (start, [one for one in found.values() if one["start"] == start and one["case"] != "untrained"])
-        for start in ("scratch", "checkpoint")
-    ]
-    panels = [(start, sorted(lines, key=lambda one: one["loss"])) for start, lines in panels if lines]
-    rows = max(len(lines) for _, lines in panels)
+    """Loss of each way to train together, from scratch and from a checkpoint: mean and range of the seeds."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    for (start, case), seeds in by_way(results).items():
+        if case != "untrained":
+            panels.setdefault(start, {})[case] = [line["loss"] for line in seeds.values()]
+    rows = max(len(cases) for cases in panels.values())
     figure = Figure((8, 0.9 + 0.3 * rows), layout="constrained")
-    for axes, (start, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        names = [line["case"] for line in lines]
+    for axes, (start, cases) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        means = {case: statistics.fmean(losses) for case, losses in cases.items()}
+        names = sorted(means, key=lambda case: means[case])
+        spans = [(min(cases[name]), max(cases[name])) for name in names]
         ours = [name[0].isdigit() for name in names]
-        bars(axes, names, [line["loss"] for line in lines], ours, digits=3)
+        bars(axes, names, [means[name] for name in names], ours, digits=3, spans=spans)
         axes.set_xlabel(f"held-out loss, from {'a ' if start == 'checkpoint' else ''}{start}")
     return figure
 

@@ -16,6 +16,9 @@ JOIN_BOUND_S = 8.0
 
 CODECS = ("fp32", "bf16", "int8", "int4", "topk")
 
+ONE_SEED = "¹"
+"""Marks a figure that no other seed confirms."""
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
@@ -103,25 +106,40 @@ def systems(results: Results) -> str:
     return table(["system", "exchange", "over the bound", "before it", "load"], rows)
 
 
+def by_way(results: Results) -> dict[tuple[str, str], dict[int, Line]]:
+    """Lines by start and case, and then by seed."""
+    found: dict[tuple[str, str], dict[int, Line]] = {}
+    for line in results.of("case"):
+        found.setdefault((line["start"], line["case"]), {})[line["seed"]] = line
+    return found
+
+
 def ways(results: Results) -> str:
     """Held-out loss of each way to train together, from scratch and from a checkpoint."""
-    found = latest(results.of("case"), lambda one: (one["start"], one["case"], one["seed"]))
-    lines = {key[:2]: line for key, line in found.items() if isinstance(key, tuple)}
+    found, starts = by_way(results), ("scratch", "checkpoint")
     rows = []
-    for case in dict.fromkeys(line["case"] for line in lines.values()):
-        mine = [lines.get((start, case)) for start in ("scratch", "checkpoint")]
-        sent = next(line["bytes_up"] for line in mine if line)
-        cells = [_loss(one, lines.get((one["start"], BASIS))) if one else "" for one in mine]
+    for case in dict.fromkeys(case for _, case in found):
+        mine = [found.get((start, case), {}) for start in starts]
+        sent = statistics.fmean(line["bytes_up"] for seeds in mine for line in seeds.values())
+        bases = [{} if case in (BASIS, "untrained") else found.get((start, BASIS), {}) for start in starts]
+        cells = [_losses(seeds, basis) for seeds, basis in zip(mine, bases, strict=True)]
         rows.append([f"`{case}`", _bytes(sent), *cells])
-    return table(["case", "a peer sends", "from scratch", "from the checkpoint"], rows)
+    told = table(["case", "a peer sends", "from scratch", "from the checkpoint"], rows)
+    alone = any(len(seeds) == 1 for seeds in found.values())
+    return f"{told}\n\n{ONE_SEED} one seed." if alone else told
 
 
-def _loss(line: Line, basis: Line | None) -> str:
-    """With how much it is over that of data parallelism."""
-    loss = f"{line['loss']:.3f}"
-    if basis is None or line["case"] in (BASIS, "untrained"):
-        return loss
-    return f"{loss}, {100 * (line['loss'] / basis['loss'] - 1):+.1f} %"
+def _losses(seeds: dict[int, Line], basis: dict[int, Line]) -> str:
+    """Mean over the seeds, and how much it is over ``basis``, seed by seed."""
+    if not seeds:
+        return ""
+    note = f" {ONE_SEED}" if len(seeds) == 1 else ""
+    told = f"{statistics.fmean(line['loss'] for line in seeds.values()):.3f}{note}"
+    gaps = [100 * (line["loss"] / basis[seed]["loss"] - 1) for seed, line in seeds.items() if seed in basis]
+    if not gaps:
+        return told
+    spread = f" ({min(gaps):+.1f} to {max(gaps):+.1f})" if len(gaps) > 1 else ""
+    return f"{told}, {statistics.fmean(gaps):+.1f} %{spread}"
 
 
 def _bytes(count: float) -> str:
@@ -147,7 +165,7 @@ def _gap(line: Line | None) -> str:
     if line is None:
         return ""
     told = f"{line['loss']:.3f}" if "loss" in line else ""
-    note = " ¹" if line["seeds"] == 1 else ""
+    note = f" {ONE_SEED}" if line["seeds"] == 1 else ""
     gap = ""
     if "gap" in line:
         spread = f" ({' to '.join(str(one) for one in line['gaps'])})" if "gaps" in line else ""

@@ -82,18 +82,61 @@ def test_a_table_of_links_has_a_row_for_each_and_gaps_for_what_was_not_measured(
     assert found[3] == "| 4 | loopback | – | | | 3.00 s | | | 2.0 |"
 
 
-def test_other_ways_are_compared_with_data_parallelism_from_the_same_start(tmp_path: Path) -> None:
-    def line(case: str, start: str, loss: float, sent: float = 2.5e6) -> dict[str, Any]:
-        return {"case": case, "seed": 0, "start": start, "loss": loss, "bytes_up": sent}
-
-    ours = line("ours", "checkpoint", 3.3)
-    bases = line("data_parallel", "scratch", 4.0), line("data_parallel", "checkpoint", 3.0)
-    keep(tmp_path, "convergence", HEAD, line("untrained", "scratch", 7.0, 0), ours, *bases)
-    assert made("ways", tmp_path).splitlines()[2:5] == [
-        "| `untrained` | – | 7.000 | |",
-        "| `ours` | 2.5 MB | | 3.300, +10.0 % |",
-        "| `data_parallel` | 2.5 MB | 4.000 | 3.000 |",
+def way(case: str, start: str, losses: list[float], sent: float = 2.5e6) -> list[dict[str, Any]]:
+    """A line for each seed."""
+    return [
+        {"case": case, "seed": seed, "start": start, "loss": loss, "bytes_up": sent}
+        for seed, loss in enumerate(losses)
     ]
+
+
+def test_other_ways_are_compared_with_data_parallelism_from_the_same_start(tmp_path: Path) -> None:
+    ours = way("ours", "checkpoint", [3.3])
+    bases = *way("data_parallel", "scratch", [4.0]), *way("data_parallel", "checkpoint", [3.0])
+    keep(tmp_path, "convergence", HEAD, *way("untrained", "scratch", [7.0], 0), *ours, *bases)
+    assert made("ways", tmp_path).splitlines()[2:7] == [
+        "| `untrained` | – | 7.000 ¹ | |",
+        "| `ours` | 2.5 MB | | 3.300 ¹, +10.0 % |",
+        "| `data_parallel` | 2.5 MB | 4.000 ¹ | 3.000 ¹ |",
+        "",
+        "¹ one seed.",
+    ]
+
+
+def test_ways_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    bases = way("data_parallel", "scratch", [4.0, 5.0, 4.0])
+    ours = way("ours", "scratch", [4.4, 5.0, 4.2])
+    keep(tmp_path, "convergence", HEAD, *bases, *ours)
+    found = made("ways", tmp_path).splitlines()
+    assert found[2:4] == [
+        "| `data_parallel` | 2.5 MB | 4.333 | |",
+        "| `ours` | 2.5 MB | 4.533, +5.0 % (+0.0 to +10.0) | |",
+    ]
+    assert "¹" not in "".join(found)
+
+
+def test_a_way_measured_elsewhere_with_one_seed_is_marked_and_its_machine_named(tmp_path: Path) -> None:
+    other = HEAD | {"machine": "4 cores of another", "note": "late is of the latter."}
+    bases = way("data_parallel", "scratch", [4.0, 5.0])
+    keep(tmp_path, "convergence", HEAD, *bases, other, *way("late", "scratch", [4.4]))
+    found = made("ways", tmp_path).splitlines()
+    assert found[3] == "| `late` | 2.5 MB | 4.400 ¹, +10.0 % | |"
+    assert "¹ one seed." in found
+    assert found[-1].endswith(": 2 cores of it and 4 cores of another; 2026-11-27. late is of the latter.")
+
+
+def test_a_way_has_one_bar_at_the_mean_with_the_range_of_its_seeds(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from bench import figures
+
+    ours, alone = way("ours", "scratch", [4.4, 5.0, 4.4]), way("alone", "scratch", [4.5])
+    keep(tmp_path, "convergence", HEAD, *way("untrained", "scratch", [7.0]), *ours, *alone)
+    (axes,) = figures.ways(read("convergence", tmp_path)).axes
+    assert [told.get_text() for told in axes.get_yticklabels()] == ["alone", "ours"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([4.5, 4.6])
+    (ranges,) = axes.collections
+    ((least, most),) = ranges.get_segments()
+    assert (least[0], most[0]) == pytest.approx((4.4, 5.0))
 
 
 def test_the_document_says_what_the_results_say() -> None:
