@@ -21,6 +21,7 @@ import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class Play:
         for number in range(2, self.case.peers + 1):
             stage.play("exchange", f"p{number}", f"h{number}")
         for actor in stage.actors:
-            stage.until(f"{actor.name} joins", START_S, lambda a=actor: a.first("joined"))  # type: ignore[misc]
+            stage.until(f"{actor.name} joins", START_S, partial(actor.first, "joined"))
 
     def rounds(self, wanted: int) -> list[dict[str, float]]:
         """So many rounds with everybody in them, after the first ones."""

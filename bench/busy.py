@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Busy(Play):
         stage.play(what, "p1", "h1", recipe=stage.recipe.to_toml())
         stage.play("exchange", "p2", "h2")
         for actor in stage.actors:
-            stage.until(f"{actor.name} joins", START_S, lambda a=actor: a.first("joined"))  # type: ignore[misc]
+            stage.until(f"{actor.name} joins", START_S, partial(actor.first, "joined"))
 
     def windows(self, rounds: int) -> list[tuple[float, float]]:
         """When each round that was measured began and ended."""

@@ -25,7 +25,7 @@ class Still(torch.optim.Optimizer):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model.parameters(), {})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """A boundary, and no more."""
 
 

@@ -10,11 +10,13 @@ import json
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 FOLDER = Path(__file__).parent / "results"
 
 Line = dict[str, Any]
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class BadResults(Exception):
@@ -77,6 +79,6 @@ def _parsed(raw: str, where: str) -> Line:
     return line
 
 
-def latest(lines: Iterable[Line], key: Callable[[Line], Hashable]) -> dict[Hashable, Line]:
+def latest(lines: Iterable[Line], key: Callable[[Line], Key]) -> dict[Key, Line]:
     """The last line of each key, in the order in which keys came first."""
     return {key(line): line for line in lines}

@@ -247,7 +247,8 @@ def seconds_alive(actor: Actor, begin: float, end: float) -> float:
     ready = actor.first("ready")
     if ready is None:
         return 0.0
-    since, until = max(begin, ready["at"]), min(end, actor.ended or end)
+    ready_at: float = ready["at"]
+    since, until = max(begin, ready_at), min(end, actor.ended or end)
     still = sum(max(0.0, min(b, until) - max(a, since)) for a, b in actor.stopped)
     return max(0.0, until - since) - still
 
@@ -277,10 +278,11 @@ def goodput(stage: Stage, began: float) -> dict[str, float]:
 
 def lost_rounds(stage: Stage) -> int:
     """Rounds opened again, and numbers that no commit has."""
-    commits = [line["commit"] for line in stage.commits()]
+    commits: list[int] = [line["commit"] for line in stage.commits()]
     gaps = commits[-1] - commits[0] + 1 - len(set(commits))
     seen = stage.watcher.last("reopened")
-    return gaps + (seen["reopened"] if seen else 0)
+    reopened: int = seen["reopened"] if seen else 0
+    return gaps + reopened
 
 
 def batches(actors: list[Actor]) -> dict[Member, set[Samples]]:

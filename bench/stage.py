@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Stage:
         for name, place in others:
             self.play("join", name, place)
         for actor in self.actors:
-            self.until(f"{actor.name} joins", START_S, lambda a=actor: a.first("joined"))  # type: ignore[misc]
+            self.until(f"{actor.name} joins", START_S, partial(actor.first, "joined"))
         self.until("all train", START_S, lambda: self.training() >= set(peers))
 
     def start_hub(self) -> None:
@@ -139,6 +140,7 @@ class Stage:
         return actor
 
     def _read(self, actor: Actor) -> None:
+        assert actor.process.stdout is not None, "it is started with a pipe"
         with actor.process.stdout as lines, actor.log.with_suffix(".jsonl").open("wb") as kept:
             for line in lines:
                 kept.write(line)

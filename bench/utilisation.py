@@ -28,6 +28,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,13 @@ class Play:
             recipe = {"recipe": stage.recipe.to_toml()} if number == 1 else {}
             stage.play("wait", f"p{number}", f"h{number}", pace_s=self.pace.of(number, peers), **recipe)
         for actor in stage.actors:
-            stage.until(f"{actor.name} joins", START_S, lambda a=actor: a.first("joined"))  # type: ignore[misc]
+            stage.until(f"{actor.name} joins", START_S, partial(actor.first, "joined"))
         limit_s = START_S + LIMIT_S
         whole = stage.until("a round of all", limit_s, lambda: self._whole() or None)
         self.first = whole[0] + WARM
         last = self.last
         for actor in stage.actors:
-            stage.until(f"round {last}", LIMIT_S * self.rounds, lambda a=actor: line(a, "mark", last))  # type: ignore[misc]
+            stage.until(f"round {last}", LIMIT_S * self.rounds, partial(line, actor, "mark", last))
 
     @property
     def last(self) -> int:

@@ -30,6 +30,7 @@ from bench.peers.hivemind_faults import AVERAGER, Hivemind
 from bench.peers.swarm import Replica, Swarm, available
 from bench.peers.torchft_faults import Torchft
 from bench.stage import Late, bar, ends_on_sigterm
+from bench.wan import Wan
 
 PATIENCE_S = 120.0
 """Of those waiting times that end a round: the ones of the faults are shorter than this takes."""
@@ -96,12 +97,14 @@ def hivemind(python: str, case: Case, rounds: int, directory: Path, compression:
         "renewed": True,
     }
     with network(case) as wan:
+        assert isinstance(wan, Wan), "the case has a link"
         return measure(Hivemind(wan, python, directory, 4, **changed), case, rounds)
 
 
 def torchft(python: str, case: Case, rounds: int, directory: Path) -> dict[str, Any]:
     """As ``hivemind``."""
     with network(case) as wan:
+        assert isinstance(wan, Wan), "the case has a link"
         swarm = Torchft(wan, python, directory, 4, values=case.values, timeout_s=PATIENCE_S)
         return measure(swarm, case, rounds)
 

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,10 @@ def _kill(swarm: Hivemind, _: list[str], trial: int) -> dict[str, float]:
     at = swarm.kill(name)
     left = sorted(swarm.replicas)
     ended = [
-        swarm.until("the round's end", lambda r=r: r.find(at, committed=True))
-        for r in swarm.replicas.values()
+        swarm.until("the round's end", partial(r.find, at, committed=True)) for r in swarm.replicas.values()
     ]
     whole = [
-        swarm.until("the next round", lambda r=r: r.find(at, committed=True, names=left))
+        swarm.until("the next round", partial(r.find, at, committed=True, names=left))
         for r in swarm.replicas.values()
     ]
     swarm.start(f"r{peers + trial}", victim.host)

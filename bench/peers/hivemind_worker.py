@@ -5,10 +5,13 @@ round, a JSON object a line; ``at`` is the machine's monotonic clock. Without ``
 initial peer only, as ``hivemind-dht`` is.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
+from typing import Any
 
 import hivemind
 import torch
@@ -21,22 +24,22 @@ os.dup2(2, 1)  # the library's chatter goes elsewhere
 LOOK_S = 0.005
 
 
-def say(**fields):
+def say(**fields: object) -> None:
     print(json.dumps({"at": time.monotonic(), **fields}), file=out, flush=True)
 
 
-class Averager(hivemind.DecentralizedAverager):
+class Averager(hivemind.DecentralizedAverager):  # type: ignore[misc]
     """Beside what it averages it has a state, which joiners fetch."""
 
-    def __init__(self, *args, state, **options):
+    def __init__(self, *args: Any, state: torch.Tensor, **options: Any) -> None:
         self.state = state
         super().__init__(*args, **options)
 
-    def get_current_state(self):
+    def get_current_state(self) -> tuple[dict[str, str], list[torch.Tensor], None]:
         return {"of": "the faults"}, [self.state], None
 
 
-def load(averager):
+def load(averager: Averager) -> None:
     """A joiner's state, from whom it may come."""
     while not (found := averager.load_state_from_peers()):
         say(failed="no state from any peer")
@@ -45,7 +48,7 @@ def load(averager):
     say(loaded=bool(averager.state.all()))
 
 
-def average(averager, options):
+def average(averager: Averager, options: dict[str, Any]) -> None:
     """One round: when its exchange begins is said as well."""
     began = time.monotonic()
     try:
@@ -62,19 +65,19 @@ def average(averager, options):
     say(at=at, committed=True, members=len(names), names=names, took_s=at - began, **spread(averager))
 
 
-def renew(averager, own):
+def renew(averager: Averager, own: torch.Tensor) -> None:
     """Values of this peer's own, so that it can be seen whether they were averaged."""
     with averager.get_tensors() as (values,):
         values.copy_(own)
 
 
-def spread(averager):
+def spread(averager: Averager) -> dict[str, float]:
     """Standard deviation of the values: that of the means of all, if the round went well."""
     with averager.get_tensors() as (values,):
         return {"spread": float(values[:: max(1, values.numel() // 1_000_000)].std())}
 
 
-def main():
+def main() -> None:
     options = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     # Sockets of its daemon lie with the logs, and go with them.
@@ -90,10 +93,11 @@ def main():
         dht.join()
         return
     compression = getattr(hivemind.compression, options.get("compression", "NoCompression"))
+    state = torch.full((options["state_bytes"] // 4,), float(not options["joins"]))
     averager = Averager(
         [torch.ones(options["values"])],
         dht,
-        state=torch.full((options["state_bytes"] // 4,), float(not options["joins"])).share_memory_(),
+        state=state.share_memory_(),  # type: ignore[no-untyped-call]
         prefix="faults",
         compression=compression(),
         **options["averager"],

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Replica:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
+        assert self.process.stdout is not None, "a worker is started with a pipe"
         with self.process.stdout as lines:
             for line in lines:
                 with self.changed:
@@ -73,4 +75,4 @@ class Swarm:
         """Wait for a step with so many in it, from now on."""
         now = time.monotonic()
         for replica in self.replicas.values():
-            self.until(f"a step of {members}", lambda r=replica: r.find(now, committed=True, members=members))
+            self.until(f"a step of {members}", partial(replica.find, now, committed=True, members=members))

@@ -89,8 +89,8 @@ def _tail(log: Path) -> str:
 
 def work(options: dict[str, Any]) -> dict[str, float]:
     """One replica: inner steps on its own text, and torchft's outer steps; the loss at the end."""
-    from torchft import Manager, ProcessGroupGloo  # type: ignore[import-not-found]
-    from torchft.local_sgd import DiLoCo  # type: ignore[import-not-found]
+    from torchft import Manager, ProcessGroupGloo
+    from torchft.local_sgd import DiLoCo
 
     torch.set_num_threads(1)
     folder = Path(options["folder"])

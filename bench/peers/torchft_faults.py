@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,14 @@ def _kill(swarm: Torchft, _: list[str], trial: int) -> float:
     victim.process.send_signal(signal.SIGKILL)
     del swarm.replicas[names[1]]
     found = [
-        swarm.until("the next step", lambda r=r: r.find(at, committed=True, members=peers - 1))
+        swarm.until("the next step", partial(r.find, at, committed=True, members=peers - 1))
         for r in swarm.replicas.values()
     ]
     swarm.start(f"r{peers + trial}", victim.host)
     with contextlib.suppress(TimeoutError):
         swarm.together(peers)
-    return round(min(line["at"] for line in found) - at, 3)
+    next_at: float = min(line["at"] for line in found)
+    return round(next_at - at, 3)
 
 
 def _join(swarm: Torchft, hosts: list[str], trial: int) -> dict[str, float]:

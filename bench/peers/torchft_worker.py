@@ -4,6 +4,8 @@ Takes steps for ever, each an average of ``values`` fp32 numbers over the replic
 output what became of each, a JSON object a line; ``at`` is the machine's monotonic clock.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
@@ -18,21 +20,26 @@ out = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)  # the library's chatter goes elsewhere
 
 
-def say(**fields):
+def say(**fields: object) -> None:
     print(json.dumps({"at": time.monotonic(), **fields}), file=out, flush=True)
 
 
-def main():
+def main() -> None:
     options = json.loads(sys.argv[1])
     torch.set_num_threads(1)
-    store = dist.TCPStore(options["address"], 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(options["address"], 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     state = torch.zeros(options["state_bytes"] // 4)
+
+    def load(loaded: dict[str, torch.Tensor]) -> None:
+        state.copy_(loaded["w"])
+        say(loaded=True)
+
     say(ready=True)
     timeout = timedelta(seconds=options["timeout_s"])
     manager = Manager(
         pg=ProcessGroupGloo(timeout=timeout),
         timeout=timeout,
-        load_state_dict=lambda loaded: (state.copy_(loaded["w"]), say(loaded=True)),
+        load_state_dict=load,
         state_dict=lambda: {"w": state},
         min_replica_size=2,
         use_async_quorum=False,

@@ -56,6 +56,7 @@ def measure(hosts: int, link: Link, seconds: float) -> dict[str, object]:
     with Wan(dict.fromkeys(names, link)) as wan:
         for name in names:
             server = wan.start(name, [sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True)
+            assert server.stdout is not None
             assert server.stdout.readline().strip() == "up"
         assert wan._emulator is not None
         before, loops = _cpu_s(wan._emulator.pid), []
