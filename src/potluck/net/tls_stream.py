@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, Unreachable
 from potluck.identity import peer_of_certificate
@@ -37,6 +38,13 @@ RECORD_BYTES = 1 << 14
 
 CONGESTION = b"bbr"
 """The congestion control that is asked for: others take each lost packet for a sign that the link is full."""
+
+SO_MAX_PACING_RATE = 47
+"""As Linux has it on all machines that Python knows but PA-RISC and SPARC."""
+
+UNPACED = (1 << 32) - 1
+FRAMING = 1.04
+"""The system counts headers of packets, as many times the payload as this."""
 
 _PIECE_BYTES = 1 << 18
 _FIRST_PIECE_BYTES = (1 << 14) - HEADER.size
@@ -69,6 +77,7 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
         self._paused = False
         self._within_frame = False
         self._together = 1
+        self._pace = 0.0
         self._turn = asyncio.Lock()
         self._arrived, self._writable, self._gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._writable.set()
@@ -123,6 +132,13 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
                             f"a message to {self._who} was given up halfway, and the stream with it"
                         )
                     )
+
+    def pace(self, rate: float) -> None:
+        if rate != self._pace and sys.platform == "linux":
+            self._pace = rate
+            most = min(int(rate * FRAMING), UNPACED) if rate else UNPACED
+            with contextlib.suppress(OSError):
+                self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, most)
 
     async def receive(self, limit: int) -> bytes:
         while (message := self._take(limit)) is None:

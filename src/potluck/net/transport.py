@@ -41,6 +41,12 @@ class Stream(ABC):
             ConnectionLost: the other side is gone.
         """
 
+    def pace(self, rate: float) -> None:
+        """From now on send at most so many bytes/s, evenly; 0 is no limit. Where the system can't do that,
+        it goes on as before.
+        """
+        return
+
     @abstractmethod
     async def receive(self, limit: int) -> bytes:
         """The next message.

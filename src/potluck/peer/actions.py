@@ -48,8 +48,9 @@ from potluck.protocol.effects import (
     SendResult,
     WriteSnapshot,
 )
+from potluck.protocol.pacing import pace
 from potluck.wire.codec import digest
-from potluck.wire.messages import Answer, PushContribution, PushPartial, PushResult, Request
+from potluck.wire.messages import Answer, Push, PushContribution, PushPartial, PushResult, Request
 from potluck.wire.messages import Fetch as FetchRequest
 from potluck.wire.records import Chain, Held, Member, PartInfo
 from potluck.wire.result import describe
@@ -213,13 +214,21 @@ class Actions:
 
     # -- other peers -----------------------------------------------------------------------------
 
-    async def _ask(self, peer: str, message: Request, body: bytes | None, want: int = 0) -> Reply:
+    async def _push(self, peer: str, push: Push, raw: bytes) -> Answer:
+        """Send what belongs to the open round, no faster than the others' streams need."""
+        open_, size = self.core.view.open, self.state.round_bytes
+        rate = pace(open_, self.core.me, peer, self.core.swarm, self._links.up.rate, size, self._now())
+        return (await self._ask(peer, push, raw, pace=rate)).answer
+
+    async def _ask(
+        self, peer: str, message: Request, body: bytes | None, want: int = 0, pace: float = 0.0
+    ) -> Reply:
         """A request; whatever goes wrong is an answer to try again."""
         to = self.core.swarm.last(peer)
         if to is None or not to.addresses:
             return Reply(Answer(False, "its address is not known", retry=True))
         try:
-            return await self._links.request(to, message, body, want)
+            return await self._links.request(to, message, body, want, pace)
         except PotluckError as error:
             return Reply(Answer(False, str(error)[:500], retry=True))
 
@@ -227,8 +236,8 @@ class Actions:
         where = (effect.round, effect.attempt, effect.part)
         given = await self.work(self.state.contribution, *where) or Contribution(0.0, b"")
         push = PushContribution(*where, given.weight, len(given.raw), given.blocks)
-        reply = await self._ask(effect.to, push, given.raw)
-        self.core.sent(*where, effect.to, None, reply.answer, self._now())
+        answer = await self._push(effect.to, push, given.raw)
+        self.core.sent(*where, effect.to, None, answer, self._now())
         self._changed()
 
     async def _send_partial(self, effect: SendPartial) -> None:
@@ -236,8 +245,8 @@ class Actions:
         partial = None if effect.lead is None else self.state.partial(*where, effect.lead)
         given = partial or Partial((), b"")
         push = PushPartial(*where, given.contributors, given.blocks, effect.abstained, len(given.raw))
-        reply = await self._ask(effect.to, push, given.raw)
-        self.core.partial_sent(*where, effect.lead, effect.to, reply.answer, self._now())
+        answer = await self._push(effect.to, push, given.raw)
+        self.core.partial_sent(*where, effect.lead, effect.to, answer, self._now())
         self._changed()
 
     async def _send_result(self, effect: SendResult) -> None:
@@ -247,7 +256,7 @@ class Actions:
             answer = Answer(False, "the result is not here any more", retry=True)
         else:
             push = PushResult(effect.round, effect.attempt, Held(effect.part, effect.digest, len(raw)))
-            answer = (await self._ask(effect.to, push, raw)).answer
+            answer = await self._push(effect.to, push, raw)
         self.core.sent(*where, effect.to, effect.digest, answer, self._now())
         self._changed()
 

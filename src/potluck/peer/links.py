@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import statistics
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from potluck.codecs.base import said
@@ -22,6 +23,7 @@ from potluck.wire.messages import (
     Fetch,
     Hello,
     Progress,
+    Push,
     PushContribution,
     PushPartial,
     PushResult,
@@ -46,7 +48,7 @@ GREETINGS = 4
 GREETED = 64
 """A peer's round trip is the least of its last greetings; those of so many peers are remembered."""
 
-AHEAD = 4
+AHEAD = 8
 """So many requests of one kind may be under way to one peer."""
 
 LEAST_COMPRESSED = 1 << 16
@@ -145,19 +147,22 @@ class Links:
     def _streams(self) -> dict[tuple[str, str], Stream]:
         return {key: line.pipe.stream for key, line in self._lines.items() if line.pipe is not None}
 
-    async def request(self, to: Progress, message: Request, body: bytes | None, want: int = 0) -> Reply:
-        """One request and its answer; ``want`` is the size of the content asked for.
+    async def request(
+        self, to: Progress, message: Request, body: bytes | None, want: int = 0, pace: float = 0.0
+    ) -> Reply:
+        """One request and its answer; ``want`` is the size of the content asked for. With ``pace`` the
+        request goes with at most so many bytes/s.
 
         Raises:
             PotluckError: the peer can't be reached, refuses, went away, or sent what it must not. What goes
                 wrong with one request ends its stream, and with it those behind it.
         """
         await self._close_idle()
-        line = self._lines.setdefault((to.peer, type(message).__name__), _Line())
+        line = self._lines.setdefault((to.peer, _kind(message)), _Line())
         line.requests += 1
         try:
             async with line.ahead:
-                reply = await self._ask(line, to, message, body, want)
+                reply = await self._ask(line, to, message, body, want, pace)
         finally:
             line.requests -= 1
             line.used = _now()
@@ -174,14 +179,16 @@ class Links:
                 if line.pipe is not None:
                     await self._end(line, line.pipe)
 
-    async def _ask(self, line: _Line, to: Progress, message: Request, body: bytes | None, want: int) -> Reply:
+    async def _ask(
+        self, line: _Line, to: Progress, message: Request, body: bytes | None, want: int, pace: float
+    ) -> Reply:
         """One request, sent when it is our turn to send, and its answer, when it is our turn to hear."""
         limit_s = REQUEST_S + (len(body or b"") + want) / SLOWEST
         try:
             async with asyncio.timeout(None) as limit:
                 async with line.sending:
                     limit.reschedule(_now() + limit_s)
-                    place = await self._send(line, to, message, body)
+                    place = await self._send(line, to, message, body, pace)
                 if not place.before.done():
                     limit.reschedule(None)  # each has a time limit of its own
                     await _turn(place, want)
@@ -194,10 +201,13 @@ class Links:
         except TimeoutError:
             raise ConnectionLost(f"{to.name} did not answer within {limit_s:.0f} s") from None
 
-    async def _send(self, line: _Line, to: Progress, message: Request, body: bytes | None) -> _Place:
+    async def _send(
+        self, line: _Line, to: Progress, message: Request, body: bytes | None, pace: float
+    ) -> _Place:
         """A request goes out, and gets its place among those that wait for answers."""
         place = (await self._pipe(line, to)).queue(_now())
         async with self._breaking(line, place):
+            place.pipe.stream.pace(pace)
             await place.pipe.stream.send(encode(message))
             if body:
                 await place.pipe.stream.send(body)
@@ -289,6 +299,11 @@ async def _turn(place: _Place, want: int) -> None:
         raise
 
 
+def _kind(message: Request) -> str:
+    """Which stream a request goes on: all that is pushed goes on one."""
+    return "Push" if isinstance(message, Push) else type(message).__name__
+
+
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -315,6 +330,28 @@ async def _answer(stream: Stream) -> Answer:
     return answer
 
 
+Work = Callable[[], Coroutine[None, None, None]]
+"""What is to be done about a request that is here, and its answer."""
+
+
+async def _answer_with(stream: Stream, work: Work, before: asyncio.Task[None] | None) -> None:
+    """Answer one request after the one ``before``; a failure ends the stream, and so whoever reads from it."""
+    try:
+        if before is not None:
+            await asyncio.wait([before])
+        await work()
+    except BaseException:
+        await stream.close()
+        raise
+
+
+def _raise_unless_lost(task: asyncio.Task[None]) -> None:
+    """What went wrong in answering, but for the loss of the stream."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, ConnectionLost):
+        raise error
+
+
 class Desk:
     """Serves other peers' requests. What it may accept and where it goes is its callbacks' business.
 
@@ -326,7 +363,7 @@ class Desk:
         take_partial: the same of the mean of what a group gave.
         take_result: a result is here; verifies and keeps it.
         find: content by digest.
-        coming: a push of a result begins (True), or has ended.
+        coming: a push begins (True), or has ended, well or not.
     """
 
     def __init__(
@@ -339,7 +376,7 @@ class Desk:
         take_partial: Callable[[PushPartial, Member, bytes], Awaitable[Answer]],
         take_result: Callable[[PushResult, bytes], Awaitable[Answer]],
         find: Callable[[str], Awaitable[bytes | None]],
-        coming: Callable[[PushResult, Member, bool], None] = lambda push, member, begins: None,
+        coming: Callable[[Push, Member, bool], None] = lambda push, member, begins: None,
     ) -> None:
         self._run = run
         self._sizes, self._partial_sizes = contribution_sizes, partial_sizes
@@ -352,20 +389,30 @@ class Desk:
         self.bytes_received = 0
 
     async def serve(self, stream: Stream) -> None:
-        """Answer requests on one stream until it ends."""
+        """Answer requests on one stream until it ends, in their order; the next one comes in meanwhile."""
         sent = received = 0
+        answering: asyncio.Task[None] | None = None
         try:
             member = await self._greet(stream)
             while member is not None:
-                await self._one(stream, member)
+                before, work = answering, await self._taken(stream, member)
+                answering = asyncio.create_task(_answer_with(stream, work, before))
+                if before is not None:
+                    await before
                 self.bytes_sent += stream.bytes_sent - sent
                 self.bytes_received += stream.bytes_received - received
                 sent, received = stream.bytes_sent, stream.bytes_received
         except ConnectionLost:
-            return
+            if answering is not None:
+                await asyncio.wait([answering])  # of what came whole nothing is lost
+                _raise_unless_lost(answering)
         except PotluckError:
             await stream.close()
             raise
+        finally:
+            if answering is not None:
+                answering.cancel()
+                await asyncio.wait([answering])
 
     async def _greet(self, stream: Stream) -> Member | None:
         hello: Hello = decode(await stream.receive(HEADER_BYTES), Hello)
@@ -377,32 +424,43 @@ class Desk:
         await stream.send(encode(Answer(not reason, reason, version=hello.wire != WIRE)))
         return None if reason else Member(stream.peer, hello.session)
 
-    async def _one(self, stream: Stream, member: Member) -> None:
+    async def _taken(self, stream: Stream, member: Member) -> Work:
+        """The next request with what follows it: what there is to do about it."""
         request: Request = decode(await stream.receive(HEADER_BYTES), Request)
-        if isinstance(request, PushContribution):
-            due = self._due(self._sizes, request.round, request.part, request.weight > 0)
-            body = await self._sized(stream, request.part, request.size, due)
-            await stream.send(encode(await self._take_contribution(request, member, body)))
-        elif isinstance(request, PushPartial):
-            due = self._due(self._partial_sizes, request.round, request.part, bool(request.contributors))
-            body = await self._sized(stream, request.part, request.size, due)
-            await stream.send(encode(await self._take_partial(request, member, body)))
-        elif isinstance(request, PushResult):
-            await self._serve_result(stream, request, member)
-        elif isinstance(request, Fetch):
-            await self._serve_content(stream, request)
-        else:
+        if isinstance(request, Fetch):
+            return partial(self._serve_content, stream, request)
+        if isinstance(request, Hello):
             raise ProtocolError("a second Hello on one stream")
-
-    async def _serve_result(self, stream: Stream, request: PushResult, member: Member) -> None:
-        due = self._due(self._sizes, request.round, request.held.part, True)
-        with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
         self._coming(request, member, True)
         try:
-            body = await self._sized(stream, request.held.part, request.held.size, with_tally)
-            answer = await self._take_result(request, body)
-        finally:
+            body = await self._body(stream, request)
+        except BaseException:
             self._coming(request, member, False)
+            raise
+        return partial(self._take, stream, request, member, body)
+
+    async def _body(self, stream: Stream, push: Push) -> bytes:
+        """What follows a push, taken only if it has a size that the part may have."""
+        if isinstance(push, PushContribution):
+            due = self._due(self._sizes, push.round, push.part, push.weight > 0)
+            return await self._sized(stream, push.part, push.size, due)
+        if isinstance(push, PushPartial):
+            due = self._due(self._partial_sizes, push.round, push.part, bool(push.contributors))
+            return await self._sized(stream, push.part, push.size, due)
+        due = self._due(self._sizes, push.round, push.held.part, True)
+        with_tally = range(due.start, due.stop - 1 + MAX_TALLY_BYTES)
+        return await self._sized(stream, push.held.part, push.held.size, with_tally)
+
+    async def _take(self, stream: Stream, push: Push, member: Member, body: bytes) -> None:
+        try:
+            if isinstance(push, PushContribution):
+                answer = await self._take_contribution(push, member, body)
+            elif isinstance(push, PushPartial):
+                answer = await self._take_partial(push, member, body)
+            else:
+                answer = await self._take_result(push, body)
+        finally:
+            self._coming(push, member, False)
         await stream.send(encode(answer))
 
     async def _serve_content(self, stream: Stream, request: Fetch) -> None:
@@ -423,7 +481,6 @@ class Desk:
         return due
 
     async def _sized(self, stream: Stream, part: int, size: int, due: range) -> bytes:
-        """What follows a push, taken only if it has a size that the part may have."""
         if size not in due:
             raise ProtocolError(f"part {part} has {size} bytes, {said(due)} are due")
         return await _exactly(stream, size, self.down) if size else b""

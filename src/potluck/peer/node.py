@@ -36,7 +36,7 @@ from potluck.store.residuals import ResidualsFile, Whose
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
-from potluck.wire.messages import Fetch, Progress, PushContribution, PushPartial, PushResult
+from potluck.wire.messages import Fetch, Progress, Push, PushContribution, PushPartial, PushResult
 from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, chunk_sizes
 
 log = logging.getLogger("potluck.peer")
@@ -342,7 +342,7 @@ class Node:
     async def _take_result(self, push: PushResult, body: bytes) -> Any:
         return await self.actions.take_result(push, body)
 
-    def _coming(self, push: PushResult, member: Member, begins: bool) -> None:
+    def _coming(self, push: Push, member: Member, begins: bool) -> None:
         self.core.coming(push, member, begins, self._now())
 
     def _note(self, text: str) -> None:

@@ -31,7 +31,7 @@ from potluck.protocol.swarm import Swarm
 from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
 from potluck.protocol.written import Written
-from potluck.wire.messages import Answer, Phase, Progress, PushContribution, PushPartial, PushResult
+from potluck.wire.messages import Answer, Phase, Progress, Push, PushContribution, PushPartial, PushResult
 from potluck.wire.records import (
     Commit,
     Entry,
@@ -371,10 +371,10 @@ class PeerCore:
         if self._in(round_, attempt):
             self._say(self._exchange().vouches(info.part, self.swarm, now))
 
-    def coming(self, push: PushResult, member: Member, begins: bool, now: float) -> None:
-        """A push of a result to us begins, or has ended, well or not."""
+    def coming(self, push: Push, member: Member, begins: bool, now: float) -> None:
+        """A push to us begins, or has ended, well or not."""
         if (exchange := self._open_or_spread(push.round, push.attempt)) is not None:
-            exchange.coming(push.held.digest, member, begins, now)
+            exchange.coming(push.held.digest if isinstance(push, PushResult) else "", member, begins, now)
 
     def sent(
         self, round_: int, attempt: int, part: int, to: str, digest: str | None, answer: Answer, now: float

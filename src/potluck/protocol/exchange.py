@@ -230,7 +230,7 @@ class Exchange:
             self._parts[info.part].results.setdefault(info.digest, info)
 
     def coming(self, digest: str, member: Member, begins: bool, now: float) -> None:
-        """A push of a result to us begins, or has ended, well or not."""
+        """A push to us, of a result if there is a digest, begins, or has ended, well or not."""
         if (index := self._index(member)) is not None:
             self._incoming.heard(index, digest, begins, now)
 

@@ -155,4 +155,5 @@ class Answer(Struct, frozen=True, tag=True):
     known: Annotated[tuple[Count, ...], Meta(max_length=MAX_GROUP)] = ()
 
 
-Request = Hello | PushContribution | PushPartial | PushResult | Fetch
+Push = PushContribution | PushPartial | PushResult
+Request = Hello | Push | Fetch
