@@ -256,3 +256,17 @@ def test_receive_buffers_have_room_for_what_waits_in_them(world: TlsWorld) -> No
                 assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
 
     world.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux paces a stream")
+def test_a_stream_keeps_to_a_pace_until_it_is_lifted(world: TlsWorld) -> None:
+    async def main() -> None:
+        async with pair(world) as (near, _):
+            connection = near._connection  # type: ignore[attr-defined]
+            option = socket.SOL_SOCKET, tls_stream.SO_MAX_PACING_RATE
+            for rate, most in ((1e6, int(1e6 * tls_stream.FRAMING)), (1e12, -1), (2e6, None), (0.0, -1)):
+                near.pace(rate)
+                if most is not None:
+                    assert connection.getsockopt(*option) == most
+
+    world.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -16,6 +17,7 @@ from potluck.optim.state import state_digest
 from potluck.peer.actions import Actions
 from potluck.peer.dataplane import Carry, carried
 from potluck.peer.links import Reply
+from potluck.peer.meter import Meter
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
@@ -30,6 +32,7 @@ from potluck.protocol.effects import (
     SendPartial,
     WriteSnapshot,
 )
+from potluck.protocol.pacing import SLACK
 from potluck.protocol.steward import Rules
 from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.blobs import read_blob
@@ -59,8 +62,13 @@ class Wire:
     def __init__(self) -> None:
         self.asked: list[tuple[Progress, Any, bytes | None]] = []
         self.reply = Reply(Answer(True))
+        self.up = Meter()
+        self.paces: list[float] = []
 
-    async def request(self, to: Progress, message: Any, body: bytes | None, want: int = 0) -> Reply:
+    async def request(
+        self, to: Progress, message: Any, body: bytes | None, want: int = 0, pace: float = 0.0
+    ) -> Reply:
+        self.paces.append(pace)
         self.asked.append((to, message, body))
         return self.reply
 
@@ -142,6 +150,18 @@ async def test_what_a_group_gave_goes_to_the_reducer_as_one_mean(made: Peer) -> 
     assert message == PushPartial(1, 0, 0, ((1, 11.0), (7, 17.0)), ((1, 3), (7, 3)), (4,), len(body))
     mean = np.average([values(1), values(7)], axis=0, weights=[11.0, 17.0])
     np.testing.assert_allclose(np.frombuffer(body, "<f4"), mean, atol=1e-6)
+
+
+@peer(4)
+async def test_what_is_pushed_in_a_round_without_groups_has_a_pace(made: Peer) -> None:
+    made.give(1)
+    await made.carry_out(Combine(1, 0, 0, (1,)), SendPartial(1, 0, 0, 1, (), MEMBERS[0].peer))
+    assert made.core.view.open is not None
+    made.core.view.open = dataclasses.replace(made.core.view.open, groups=1)
+    slow = Progress(peer=MEMBERS[0].peer, session="s", addresses=("0:1",), beat=9, downlink=40.0)
+    made.core.heard(slow, 0.0)
+    await made.carry_out(SendPartial(1, 0, 0, 1, (), MEMBERS[0].peer))
+    assert made.wire.paces == [0.0, pytest.approx(SLACK * slow.downlink / 8)]
 
 
 @peer(4)

@@ -45,6 +45,7 @@ from potluck.wire.messages import (
     Fetch,
     Hello,
     Progress,
+    Push,
     PushContribution,
     PushPartial,
     PushResult,
@@ -108,11 +109,16 @@ class Bob:
         self.partials: list[tuple[PushPartial, Member, bytes]] = []
         self.results: list[tuple[PushResult, bytes]] = []
         self.contents = {digest(body(part)): body(part) for part in SIZES}
+        self.order: list[Push] = []
+        self.coming: list[tuple[Push, bool]] = []
+        self.fails: PotluckError | None = None
         self.streams: list[Stream] = []
         self.errors: list[PotluckError] = []
         self.asked = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
+        self.take_on = asyncio.Event()
+        self.take_on.set()
         self.left = asyncio.Event()
         self.desk = Desk(
             run_name,
@@ -122,23 +128,45 @@ class Bob:
             take_partial=self.take_partial,
             take_result=self.take_result,
             find=self.find,
+            coming=lambda push, member, begins: self._coming(push, begins),
         )
+        self._came = asyncio.Event()
+
+    def _coming(self, push: Push, begins: bool) -> None:
+        self.coming.append((push, begins))
+        self._came.set()
+
+    async def came(self, what: tuple[Push, bool]) -> None:
+        """Wait until a push has begun, or ended."""
+        while what not in self.coming:
+            self._came.clear()
+            await soon(self._came.wait())
+
+    async def _takes(self, push: Push) -> None:
+        self.order.append(push)
+        self.asked.set()
+        await self.take_on.wait()
 
     async def take_contribution(self, push: PushContribution, member: Member, raw: bytes) -> Answer:
+        await self._takes(push)
         self.contributions.append((push, member, raw))
         return self.answer
 
     async def take_partial(self, push: PushPartial, member: Member, raw: bytes) -> Answer:
+        await self._takes(push)
         self.partials.append((push, member, raw))
         return self.answer
 
     async def take_result(self, push: PushResult, raw: bytes) -> Answer:
+        await self._takes(push)
         self.results.append((push, raw))
         return self.answer
 
     async def find(self, name: str) -> bytes | None:
         self.asked.set()
         await self.go_on.wait()
+        if self.fails is not None:
+            raise self.fails
         return self.contents.get(name)
 
     async def serve(self, stream: Stream) -> None:
@@ -315,7 +343,53 @@ async def test_a_no_comes_with_its_reason_and_the_stream_goes_on(made: World, an
     assert await made.links.request(made.to, result(1), body(1)) == Reply(answer)
     made.bob.answer = Answer(True)
     assert (await made.push(1)).answer.ok
-    assert len(made.bob.streams) == 2
+    assert len(made.bob.streams) == 1
+
+
+@virtual
+async def test_what_is_pushed_goes_on_one_stream_in_its_order(made: World) -> None:
+    """So that results don't take the way of the contributions that come first."""
+    pushes = [contribution(2), result(0), partial(1, 0, 4), contribution(1)]
+    bodies = [body(2), body(0), bytes(FULL_SIZES[1]), body(1)]
+    await asyncio.gather(*(made.links.request(made.to, *one) for one in zip(pushes, bodies, strict=True)))
+    assert made.bob.order == pushes
+    assert len(made.bob.streams) == 1
+
+
+@virtual
+async def test_the_next_request_comes_in_while_one_is_answered_and_answers_keep_their_order(
+    made: World,
+) -> None:
+    made.bob.take_on.clear()
+    pushing = [asyncio.create_task(made.push(part)) for part in (0, 1, 2)]
+    await soon(made.bob.asked.wait())
+    await made.bob.came((contribution(1), True))
+    assert made.bob.order == [contribution(0)], "one at a time"
+    made.bob.take_on.set()
+    assert [(await one).answer.ok for one in pushing] == [True] * 3
+    assert made.bob.order == [contribution(0), contribution(1), contribution(2)]
+    begun = [push for push, begins in made.bob.coming if begins]
+    assert begun == [push for push, begins in made.bob.coming if not begins] == made.bob.order
+
+
+@virtual
+async def test_what_goes_wrong_in_answering_ends_the_stream_while_the_desk_waits_for_the_next(
+    made: World,
+) -> None:
+    made.bob.fails = CorruptData("the disk gives something else")
+    with pytest.raises(ConnectionLost):
+        await made.fetch(0)
+    assert [str(error) for error in made.bob.errors] == ["the disk gives something else"]
+
+
+@virtual
+async def test_requests_keep_to_the_pace_that_is_asked_for(made: World) -> None:
+    paces: list[float] = []
+    await made.push(0)
+    made.links._streams[BOB, "Push"].pace = paces.append  # type: ignore[method-assign]
+    await made.links.request(made.to, contribution(1), body(1), pace=1e6)
+    await made.push(0)
+    assert paces == [1e6, 0.0]
 
 
 @virtual
@@ -354,13 +428,14 @@ def test_the_next_request_goes_while_the_last_answer_is_on_its_way() -> None:
 @virtual
 async def test_no_more_than_some_are_under_way(made: World) -> None:
     made.bob.go_on.clear()
-    fetching = [asyncio.create_task(made.fetch(part)) for part in (0, 1, 2, 1, 0, 1, 2)]
+    parts = (0, 1, 2, 1, 0, 1, 2, 0, 1, 2)
+    fetching = [asyncio.create_task(made.fetch(part)) for part in parts]
     await soon(made.bob.asked.wait())
     line = made.links._lines[BOB, "Fetch"]
     assert line.ahead.locked()
     assert line.requests == len(fetching)
     made.bob.go_on.set()
-    assert [len((await one).body) for one in fetching] == [SIZES[part] for part in (0, 1, 2, 1, 0, 1, 2)]
+    assert [len((await one).body) for one in fetching] == [SIZES[part] for part in parts]
 
 
 @virtual
@@ -836,7 +911,7 @@ async def test_a_stream_that_was_not_used_for_long_is_closed_and_comes_back(made
     await asyncio.sleep(IDLE_S + 1)
     await made.push(1)
     await made.bob.left.wait()
-    assert [kind for _, kind in made.links._streams] == ["PushContribution"]
+    assert [kind for _, kind in made.links._streams] == ["Push"]
     assert (await made.fetch(0)).body == body(0)
     assert len(made.bob.streams) == 3
 

@@ -315,6 +315,22 @@ def test_what_its_reducer_is_pushing_is_not_fetched_as_well() -> None:
     assert [f.digest for f in only(ex.poll(swarm, 4 * PUSH_S), Fetch)] == [other.digest]
 
 
+def test_results_of_who_still_pushes_contributions_are_not_fetched() -> None:
+    """They go the same way after these. The next push begins before the last one is kept."""
+    ex, swarm = exchange(me=1, reducers=(1, 1)), present(1, 2, 3)
+    cut(ex, swarm)
+    one = result(0)
+    update(swarm, 0.0, says(1), says(2, held=(one,)), says(3))
+    ex.coming("", member(2), True, 0.5 * PUSH_S)
+    ex.coming("", member(2), True, 0.9 * PUSH_S)
+    ex.coming("", member(2), False, PUSH_S)
+    assert only(ex.poll(swarm, 3 * PUSH_S), Fetch) == []
+    ex.coming("", member(2), False, 3 * PUSH_S)
+    update(swarm, 3.5 * PUSH_S, says(1), says(2, held=(one,)), says(3))
+    assert only(ex.poll(swarm, 3.9 * PUSH_S), Fetch) == []
+    assert [f.digest for f in only(ex.poll(swarm, 4 * PUSH_S), Fetch)] == [one.digest]
+
+
 def test_who_pushes_for_ever_is_not_waited_for_for_ever() -> None:
     ex, swarm = exchange(me=1), present(1, 2, 3)
     cut(ex, swarm)

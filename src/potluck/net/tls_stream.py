@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 import sys
 
 from potluck.errors import ConnectionLost, PotluckError, ProtocolError, Refused, Unreachable
@@ -138,7 +139,7 @@ class TlsStream(Stream, asyncio.BufferedProtocol):
             self._pace = rate
             most = min(int(rate * FRAMING), UNPACED) if rate else UNPACED
             with contextlib.suppress(OSError):
-                self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, most)
+                self._connection.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("I", most))
 
     async def receive(self, limit: int) -> bytes:
         while (message := self._take(limit)) is None:

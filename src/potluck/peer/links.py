@@ -49,7 +49,7 @@ GREETED = 64
 """A peer's round trip is the least of its last greetings; those of so many peers are remembered."""
 
 AHEAD = 8
-"""So many requests of one kind may be under way to one peer."""
+"""So many requests may be under way on one stream."""
 
 LEAST_COMPRESSED = 1 << 16
 """Content of fewer bytes travels as it is."""
@@ -98,7 +98,7 @@ class _Place(NamedTuple):
 
 
 class _Line:
-    """What goes to one peer of one kind: a few requests at a time on one stream, sent one after the other."""
+    """What goes to one peer on one stream: a few requests at a time, sent one after the other."""
 
     def __init__(self) -> None:
         self.pipe: _Pipe | None = None
@@ -109,8 +109,8 @@ class _Line:
 
 
 class Links:
-    """Streams to other peers: one for each peer and kind of request, so that none waits for another kind.
-    The next request goes while the last one's answer is on its way.
+    """Streams to other peers: one to each for all that is pushed, in its order, and one for each other kind
+    of request. The next request goes while the last one's answer is on its way.
 
     A stream that was not used for a while is closed: in a large round others act for a group each time.
     """
@@ -334,12 +334,15 @@ Work = Callable[[], Coroutine[None, None, None]]
 """What is to be done about a request that is here, and its answer."""
 
 
-async def _answer_with(stream: Stream, work: Work, before: asyncio.Task[None] | None) -> None:
-    """Answer one request after the one ``before``; a failure ends the stream, and so whoever reads from it."""
+async def _answer_with(
+    stream: Stream, work: Work, before: asyncio.Task[None] | None, count: Callable[[], None]
+) -> None:
+    """Answer one request after the one ``before``; a failure ends the stream for whoever reads from it."""
     try:
         if before is not None:
             await asyncio.wait([before])
         await work()
+        count()
     except BaseException:
         await stream.close()
         raise
@@ -392,16 +395,20 @@ class Desk:
         """Answer requests on one stream until it ends, in their order; the next one comes in meanwhile."""
         sent = received = 0
         answering: asyncio.Task[None] | None = None
+
+        def count() -> None:
+            nonlocal sent, received
+            self.bytes_sent += stream.bytes_sent - sent
+            self.bytes_received += stream.bytes_received - received
+            sent, received = stream.bytes_sent, stream.bytes_received
+
         try:
             member = await self._greet(stream)
             while member is not None:
                 before, work = answering, await self._taken(stream, member)
-                answering = asyncio.create_task(_answer_with(stream, work, before))
+                answering = asyncio.create_task(_answer_with(stream, work, before, count))
                 if before is not None:
                     await before
-                self.bytes_sent += stream.bytes_sent - sent
-                self.bytes_received += stream.bytes_received - received
-                sent, received = stream.bytes_sent, stream.bytes_received
         except ConnectionLost:
             if answering is not None:
                 await asyncio.wait([answering])  # of what came whole nothing is lost

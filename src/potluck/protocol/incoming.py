@@ -31,7 +31,6 @@ class Incoming:
 
     def expects(self, digest: str, reducer: int, now: float) -> bool:
         """Whether a result comes now, or its reducer is pushing what comes first."""
-        recently = now < self._at.get(reducer, -math.inf) + PUSH_S
-        return (
-            recently or bool(self._coming[reducer]) or any(digest in some for some in self._coming.values())
-        )
+        if now < self._at.get(reducer, -math.inf) + PUSH_S or self._coming[reducer]:
+            return True
+        return any(digest in some for some in self._coming.values())

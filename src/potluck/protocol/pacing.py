@@ -16,7 +16,7 @@ from potluck.protocol.view import OpenRound
 from potluck.wire.records import Member
 
 SLACK = 1.05
-"""So many times the share: what was measured may be less than a link carries, and is so much more next time."""
+"""So many times the share: a link may carry more than it was seen to, and is seen to next time."""
 
 WORTHWHILE_S = 1.0
 """Where a link is busy for less, in seconds, streams go as fast as they can."""

@@ -103,7 +103,9 @@ class Caller(ABC):
         due = self.state.contribution_sizes(push.round, push.part) if push.weight > 0 else range(1)
         if due is None or len(raw) not in due:
             self.sim.fail(f"{member.peer[:4]} gives {len(raw)} bytes for part {push.part}, {due} are due")
+        self.core.coming(push, member, True, self.machine.now)
         answer = self.core.contributed(push, member)
+        self.core.coming(push, member, False, self.machine.now)
         if answer.ok and self.core.exchange is not None:
             index = self.core.exchange.members.index(member)
             where = (push.round, push.attempt, push.part, index)
@@ -134,7 +136,9 @@ class Caller(ABC):
         due = self.state.partial_sizes(push.round, push.part) if push.contributors else range(1)
         if due is None or len(raw) not in due:
             self.sim.fail(f"{member.peer[:4]} sends {len(raw)} bytes for part {push.part}, {due} are due")
+        self.core.coming(push, member, True, self.machine.now)
         answer = self.core.partial(push, member)
+        self.core.coming(push, member, False, self.machine.now)
         if answer.ok and push.contributors:
             given = Partial(push.contributors, raw, push.blocks)
             self.state.take_partial(push.round, push.attempt, push.part, given)
