@@ -32,7 +32,7 @@ from potluck.protocol.effects import (
     SendPartial,
     WriteSnapshot,
 )
-from potluck.protocol.pacing import SLACK
+from potluck.protocol.pacing import LEAST
 from potluck.protocol.steward import Rules
 from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.blobs import read_blob
@@ -161,7 +161,7 @@ async def test_what_is_pushed_in_a_round_without_groups_has_a_pace(made: Peer) -
     slow = Progress(peer=MEMBERS[0].peer, session="s", addresses=("0:1",), beat=9, downlink=40.0)
     made.core.heard(slow, 0.0)
     await made.carry_out(SendPartial(1, 0, 0, 1, (), MEMBERS[0].peer))
-    assert made.wire.paces == [0.0, pytest.approx(SLACK * slow.downlink / 8)]
+    assert made.wire.paces == [0.0, LEAST]
 
 
 @peer(4)

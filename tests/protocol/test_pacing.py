@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import permutations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potluck.protocol.pacing import SLACK, WORTHWHILE_S, pace
+from potluck.protocol.pacing import LEAST, LOOK, SLACK, WORTHWHILE_S, pace
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import OpenRound
 
@@ -19,8 +20,8 @@ SIZE = 100_000_000
 RATE = 10e6
 
 
-def round_of(reducers: tuple[int, ...], members: int = 4, groups: int = 1) -> OpenRound:
-    return OpenRound(1, 0, tuple(member(n) for n in range(members)), reducers, "base", 30.0, groups)
+def round_of(reducers: tuple[int, ...], members: int = 4, groups: int = 1, number: int = 1) -> OpenRound:
+    return OpenRound(number, 0, tuple(member(n) for n in range(members)), reducers, "base", 30.0, groups)
 
 
 def swarm_of(downlinks: dict[int, float]) -> Swarm:
@@ -55,21 +56,25 @@ def test_a_thin_link_slows_only_what_goes_over_it() -> None:
 
 @given(
     st.lists(st.integers(0, 4), min_size=5, max_size=20),
-    st.lists(st.floats(1e3, 1e7), min_size=5, max_size=5),
-    st.lists(st.floats(1e3, 1e7), min_size=5, max_size=5),
+    st.lists(st.floats(1e7, 1e8), min_size=5, max_size=5),
+    st.lists(st.floats(1e7, 1e8), min_size=5, max_size=5),
 )
 def test_no_link_gets_more_than_it_carries_and_the_busiest_all_of_it(
     reducers: list[int], up: list[float], down: list[float]
 ) -> None:
     open_, swarm = round_of(tuple(reducers), 5), swarm_of(dict(enumerate(down)))
-    found = {me: paces(open_, swarm, me, up[me]) for me in range(5)}
+    found = {me: paces(open_, swarm, me, up[me], 10 * SIZE) for me in range(5)}
+    for me, n in permutations(range(5), 2):
+        if {me, n}.isdisjoint(reducers):
+            assert found[me].pop(n) == LEAST, "they have nothing for each other"
+            found[me][n] = 0.0
     loads = Counter(reducers)
     needs_s = {}
     for m in range(5):
         sent, got = sum(found[m].values()), sum(found[n][m] for n in range(5) if n != m)
         assert sent <= up[m] * SLACK * (1 + 1e-9)
         assert got <= down[m] * SLACK * (1 + 1e-9)
-        carried = SIZE / len(reducers) * (len(reducers) + 3 * loads[m])
+        carried = 10 * SIZE / len(reducers) * (len(reducers) + 3 * loads[m])
         needs_s["up", m], needs_s["down", m] = carried / up[m], carried / down[m]
     assert max(needs_s.values()) >= WORTHWHILE_S
     way, slowest = max(needs_s, key=lambda key: needs_s[key])
@@ -97,6 +102,18 @@ def test_the_dead_leave_their_share_to_others() -> None:
     open_ = round_of((0, 1, 2, 0, 1, 2))
     found = paces(open_, swarm_of(dict.fromkeys((0, 1, 2), RATE)), 0, RATE)
     assert found == {1: pytest.approx(SLACK * RATE / 2), 2: pytest.approx(SLACK * RATE / 2), 3: 0.0}
+
+
+def test_one_round_in_some_has_none_so_that_a_link_that_got_faster_is_found_out() -> None:
+    swarm = swarm_of(dict.fromkeys(range(4), RATE))
+    rounds = [paces(round_of((0, 1, 2, 3), number=n), swarm, 0, RATE) for n in range(2 * LOOK)]
+    assert [n for n, found in enumerate(rounds) if not any(found.values())] == [0, LOOK]
+
+
+@pytest.mark.parametrize("rate", [1.0, LEAST / 2])
+def test_what_is_said_of_a_very_thin_link_does_not_stop_what_goes_there(rate: float) -> None:
+    swarm = swarm_of({0: RATE, 1: rate, 2: RATE, 3: RATE})
+    assert paces(round_of((0, 1, 2, 3)), swarm, 0, RATE)[1] == LEAST
 
 
 def test_without_a_round_or_in_groups_or_among_two_there_is_none() -> None:

@@ -419,7 +419,7 @@ class Desk:
         finally:
             if answering is not None:
                 answering.cancel()
-                await asyncio.wait([answering])
+                await asyncio.gather(answering, return_exceptions=True)
 
     async def _greet(self, stream: Stream) -> Member | None:
         hello: Hello = decode(await stream.receive(HEADER_BYTES), Hello)

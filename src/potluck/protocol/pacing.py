@@ -18,6 +18,12 @@ from potluck.wire.records import Member
 SLACK = 1.05
 """So many times the share: a link may carry more than it was seen to, and is seen to next time."""
 
+LEAST = 1e5
+"""No pace is less, in bytes/s: what was measured on so thin a link, or is said of it, decides nothing."""
+
+LOOK = 8
+"""One round in so many has no pace, to see what links carry."""
+
 WORTHWHILE_S = 1.0
 """Where a link is busy for less, in seconds, streams go as fast as they can."""
 
@@ -32,7 +38,7 @@ def pace(
         uplink: what ours was seen to carry, in bytes/s; 0 while unknown. Others say what their downlinks did.
         size: of one contribution, in bytes.
     """
-    if open_ is None or open_.groups > 1:
+    if open_ is None or open_.groups > 1 or open_.round % LOOK == 0:
         return 0.0
     places = {m.peer: i for i, m in enumerate(open_.members) if m == me or swarm.lives(m, now)}
     if to not in places or me.peer not in places or len(places) < 3:
@@ -48,4 +54,6 @@ def pace(
         return part * parts / rate if 0 < rate < math.inf else 0.0
 
     longest_s = max(busy_s(mine, uplink), busy_s(other, downlink))
-    return SLACK * part * (loads[mine] + loads[other]) / longest_s if longest_s >= WORTHWHILE_S else 0.0
+    if longest_s < WORTHWHILE_S:
+        return 0.0
+    return max(LEAST, SLACK * part * (loads[mine] + loads[other]) / longest_s)
