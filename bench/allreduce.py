@@ -5,8 +5,8 @@
     python -m bench.allreduce --thin --values 5000000 --codec int8     what a peer with a thin link costs
 
 The model is one vector of N values, and a step costs nothing: what is left is cut, codec, wire, mean, commit
-and outer step. The bound is what the wire takes in fp32 with nothing else: 2 (n - 1) / n · 4 N bytes at the
-rate of the slowest link. ``--gloo`` measures torch.distributed's all-reduce in fp32 on the same links.
+and outer step. The bound is what the wire takes in plain fp32 with nothing else: 2 (n - 1) / n · 4 N bytes at
+the rate of the slowest link. ``--gloo`` measures torch.distributed's all-reduce in fp32 on the same links.
 
 ``--thin`` measures rounds of the same swarm without and with a link that is ten times thinner, the last
 peer's. The bar says how much longer they take, in times of what that link needs for one contribution.
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def bound_s(self) -> float:
-        """Seconds of an all-reduce in fp32, on the wire alone; 0 without a limit."""
+        """Seconds of an all-reduce in plain fp32, on the wire alone; 0 without a limit."""
         rates = [rate for link in self.of_peers for rate in (link.up_mbit, link.down_mbit)]
         rate = min(rates) * 1e6 / 8
         return 2 * (self.peers - 1) / self.peers * 4 * self.values / rate if rate else 0.0
@@ -83,7 +83,7 @@ class Case:
         return replace(self, links=(*others, thin))
 
     def own_s(self, codec: str) -> float:
-        """Seconds in which the last peer's link carries one contribution."""
+        """Seconds in which the last peer's link carries one contribution, at most."""
         return CODECS[codec].sizes(self.values)[-1] * 8 / (self.of_peers[-1].up_mbit * 1e6)
 
     @property

@@ -37,7 +37,7 @@ SPEED = 100
 """Tokens a second of a simulated peer, on average."""
 
 PARTIAL = 4
-"""A partial is in fp32."""
+"""Bytes of a value in a partial: it is in fp32, and what packing saves is not counted."""
 
 TALLY_BYTES = 13
 """Of each member, in each result."""

@@ -31,8 +31,8 @@ def values(seed: int, n: int = N) -> Vector:
     return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
 
 
-def plane(codec_name: str = "fp32") -> DataPlane:
-    theta, momentum = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
+def plane(codec_name: str = "fp32", n: int = SIZE) -> DataPlane:
+    theta, momentum = np.zeros(n, np.float32), np.zeros(n, np.float32)
     return DataPlane(
         theta, momentum, 0, Layout(theta.size, 1), codec(codec_name), OuterOptimizer(Outer("average"))
     )
@@ -74,6 +74,22 @@ def test_a_mean_of_groups_is_the_mean_of_all(weights, data, codec_name: str, see
     exact = np.average(decoded, axis=0, weights=weights)
     step = 0.0 if codec_name == "fp32" else np.abs(exact).max() / 127
     np.testing.assert_allclose(encoder.decode(mean.raw, SIZE), exact, rtol=0, atol=1e-5 + 0.51 * step)
+
+
+@pytest.mark.parametrize("codec_name", ["fp32", "bf16"])
+def test_what_is_packed_is_combined_and_reduced(codec_name: str) -> None:
+    n, encoder = 100_000, codec(codec_name)
+    one, some = plane(codec_name, n), [encoder.encode(values(seed, n)) for seed in range(3)]
+    combined = one.combine(1, 0, [of(0, 1.0, some[0]), of(1, 1.0, some[1])])
+    assert len(combined.raw) < 0.85 * 4 * n
+    mean = one.reduce(1, 0, [of(2, 1.0, some[2]), group(combined)])
+    assert (mean.contributors, mean.refused) == (((0, 1.0), (1, 1.0), (2, 1.0)), ())
+    assert len(mean.raw) < 0.85 * encoder.sizes(n)[-1]
+    exact = np.mean([encoder.decode(raw, n) for raw in some], axis=0, dtype=np.float64)
+    lost = 2.0**-8 if codec_name == "bf16" else 0.0
+    np.testing.assert_allclose(encoder.decode(mean.raw, n), exact, rtol=lost, atol=1e-6)
+    cut_off = one.reduce(1, 0, [of(2, 1.0, some[2]), group(combined._replace(raw=combined.raw[:-1]))])
+    assert (cut_off.contributors, cut_off.refused) == (((2, 1.0),), (0, 1))
 
 
 @pytest.mark.parametrize("codec_name", ["fp32", "int8"])

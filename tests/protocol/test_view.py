@@ -23,6 +23,7 @@ OVER = Finish(0, "enough")
         ([], OPEN, "it comes before the genesis"),
         ([], snapshot(0), "it comes before the genesis"),
         ([], genesis(wire=WIRE + 1), f"it is of wire version {WIRE + 1}, and this release speaks {WIRE}"),
+        ([], genesis(wire=WIRE - 1), f"it is of wire version {WIRE - 1}, and this release speaks {WIRE}"),
         ([], Unreadable("it can't be read: garbage"), "it can't be read: garbage"),
         ([GENESIS], Unreadable("it can't be read: garbage"), "it can't be read: garbage"),
         ([GENESIS], genesis(), "the run has a genesis already"),

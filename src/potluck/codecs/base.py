@@ -17,7 +17,11 @@ DIVERGED = (
 
 
 class Codec(ABC):
-    """Turns vectors of fp32 into bytes and back, with no state and the same bits on every machine."""
+    """Turns vectors of fp32 into bytes and back, with no state.
+
+    What is decoded has the same bits on every machine. So has what is encoded, but for how long Huffman codes
+    are: another build of zlib may choose others (``packed``).
+    """
 
     name: str
     """As recipes spell it."""

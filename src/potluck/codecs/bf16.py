@@ -1,4 +1,4 @@
-"""Sixteen bits a value: the upper half of fp32, rounded to nearest, ties to even.
+"""Sixteen bits a value or, packed, some 11: the upper half of fp32, rounded to nearest, ties to even.
 
 Done in integers throughout, so no processor's way with subnormals or rounding has a say in it.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from potluck.codecs.base import DIVERGED, Codec, check_size, exactly
+from potluck.codecs.base import DIVERGED, Codec, check_size
+from potluck.codecs.packed import pack, packed_sizes, unpack
 from potluck.errors import CorruptData
 
 SLICE = 1 << 17
@@ -21,25 +22,39 @@ MAGNITUDE = np.uint16(0x7FFF)
 
 
 class Bf16(Codec):
-    """Values as little-endian bf16; what would round to infinity is the largest number there is."""
+    """Values as little-endian bf16, packed where that saves something.
+
+    What would round to infinity is the largest number there is.
+    """
 
     name = "bf16"
 
     def sizes(self, n: int) -> range:
-        return exactly(2 * n)
+        return packed_sizes(n, 2)
 
     def encode(self, values: NDArray[np.float32]) -> bytes:
-        raw = np.empty(values.size, "<u2")
+        return pack(_bits(values))
+
+    def send(self, values: NDArray[np.float32]) -> bytes:
+        bits = _bits(values)
         for start in range(0, values.size, SLICE):
-            raw[start : start + SLICE] = narrowed(values[start : start + SLICE])
-        return raw.tobytes()
+            values[start : start + SLICE] -= widened(bits[start : start + SLICE])
+        return pack(bits)
 
     def decode(self, raw: bytes | memoryview, n: int) -> NDArray[np.float32]:
         check_size(self, raw, n)
-        bits = np.frombuffer(raw, "<u2")
+        bits = unpack(raw, n, np.uint16)
         if (bits & MAGNITUDE).max(initial=0) >= INFINITE:
             raise CorruptData("values in bf16 hold NaN or infinity, which no encoder sends")
         return widened(bits)
+
+
+def _bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """``values`` [n] as bf16, little-endian."""
+    bits = np.empty(values.size, "<u2")
+    for start in range(0, values.size, SLICE):
+        bits[start : start + SLICE] = narrowed(values[start : start + SLICE])
+    return bits
 
 
 def narrowed(values: NDArray[np.float32]) -> NDArray[np.uint16]:

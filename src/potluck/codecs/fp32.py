@@ -1,11 +1,12 @@
-"""No compression: 32 bits a value, the reference for all others."""
+"""Nothing is lost: 32 bits a value or, packed, some 27; the reference for all others."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from potluck.codecs.base import DIVERGED, Codec, check_size, exactly
+from potluck.codecs.base import DIVERGED, Codec, check_size
+from potluck.codecs.packed import is_plain, pack, packed_sizes, unpack
 from potluck.errors import CorruptData
 
 SLICE = 1 << 16
@@ -13,17 +14,17 @@ SLICE = 1 << 16
 
 
 class Fp32(Codec):
-    """Values as little-endian fp32."""
+    """Values as little-endian fp32, packed where that saves something."""
 
     name = "fp32"
 
     def sizes(self, n: int) -> range:
-        return exactly(4 * n)
+        return packed_sizes(n, 4)
 
     def encode(self, values: NDArray[np.float32]) -> bytes:
         if not _finite(values):
             raise CorruptData(DIVERGED)
-        return values.astype("<f4", copy=False).tobytes()
+        return pack(np.ascontiguousarray(values, "<f4").view("<u4"))
 
     def send(self, values: NDArray[np.float32]) -> bytes:
         raw = self.encode(values)
@@ -31,12 +32,14 @@ class Fp32(Codec):
         return raw
 
     def decode(self, raw: bytes | memoryview, n: int) -> NDArray[np.float32]:
-        return self.read(raw, n).copy()
+        values = self.read(raw, n)
+        return values.copy() if is_plain(raw, n, 4) else values
 
     def read(self, raw: bytes | memoryview, n: int) -> NDArray[np.float32]:
         check_size(self, raw, n)
         # In place, unless it lies askew: what is read from there is slow then.
-        values = np.require(np.frombuffer(raw, "<f4").astype(np.float32, copy=False), requirements="A")
+        values = unpack(raw, n, np.uint32).view("<f4").astype(np.float32, copy=False)
+        values = np.require(values, requirements="A")
         if not _finite(values):
             raise CorruptData("values in fp32 hold NaN or infinity, which no encoder sends")
         return values

@@ -13,7 +13,7 @@ import msgspec
 
 from potluck.errors import ProtocolError
 
-WIRE = 2
+WIRE = 3
 """Version of everything that travels. Peers refuse another one in words."""
 
 MAX_MESSAGE_BYTES = 1 << 20
