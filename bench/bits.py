@@ -28,7 +28,7 @@ from bench.stage import bar
 
 from potluck.codecs import codec as named
 from potluck.net.framing import HEADER
-from potluck.peer.dataplane import part_bounds
+from potluck.peer.layout import part_bounds
 from potluck.recipe import Rounds
 from potluck.testing.referee import Referee
 from potluck.testing.scenario import CALM

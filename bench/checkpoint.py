@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
-from potluck.peer.dataplane import Vector
 from potluck.peer.handover import Handover
+from potluck.peer.layout import Vector
 from potluck.peer.trainer import Trainer
 from potluck.recipe import Recipe
 from potluck.tasks.causal_lm import CausalLM

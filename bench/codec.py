@@ -20,7 +20,7 @@ from bench.heading import head
 from numpy.typing import NDArray
 
 from potluck.codecs import CODECS, Codec
-from potluck.peer.dataplane import part_bounds
+from potluck.peer.layout import part_bounds
 from potluck.peer.state import PART_VALUES
 from potluck.reduce.mean import weighted_mean
 

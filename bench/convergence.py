@@ -30,8 +30,8 @@ from bench.peers import torchft_diloco
 from bench.peers.swarm import available
 
 from potluck.data.assets import build_assets
-from potluck.peer.dataplane import Vector
 from potluck.peer.handover import CutRequest, Handover
+from potluck.peer.layout import Vector
 from potluck.peer.state import PeerState, genesis_of
 from potluck.peer.trainer import Trainer
 from potluck.protocol.plan import assign

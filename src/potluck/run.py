@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
     from potluck.data.reader import Dataset
-    from potluck.peer.dataplane import Vector
+    from potluck.peer.layout import Vector
     from potluck.peer.trainer import Trainer
     from potluck.protocol.view import RunView
 

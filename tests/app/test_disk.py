@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from potluck.identity import claim
-from potluck.peer.dataplane import part_bounds
 from potluck.peer.disks import find_disk
+from potluck.peer.layout import part_bounds
 from potluck.peer.replay import state_after, survey
 from potluck.peer.resume import home_for, open_copy, prepare
 from potluck.store.copies import DiskCopy

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from potluck.codecs import codec
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import DataPlane, Given, Layout, carried
+from potluck.peer.dataplane import DataPlane, Given
+from potluck.peer.layout import Layout, carried
 from potluck.recipe import Outer
 from potluck.wire.codec import digest
 from potluck.wire.records import Commit, PartInfo

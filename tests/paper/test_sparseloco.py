@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from potluck.codecs import codec
 from potluck.codecs.feedback import ErrorFeedback
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import DataPlane, Given, Layout
+from potluck.peer.dataplane import DataPlane, Given
+from potluck.peer.layout import Layout
 from potluck.recipe import Outer
 from tests.paper.swarm import Swarm
 

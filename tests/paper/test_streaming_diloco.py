@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from potluck.codecs import codec
-from potluck.peer.dataplane import Carry, Vector, carried, part_bounds
 from potluck.peer.handover import CutRequest, Handover
+from potluck.peer.layout import Carry, Vector, carried, part_bounds
 from potluck.peer.state import PeerState, genesis_of
 from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from potluck.hub.ledger import MAX_RECORD_BYTES, MemoryLedger
 from potluck.optim.state import state_digest
 from potluck.peer.actions import Actions
-from potluck.peer.dataplane import Carry, carried
+from potluck.peer.layout import Carry, carried
 from potluck.peer.links import Reply
 from potluck.peer.meter import Meter
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from potluck.codecs import codec
 from potluck.codecs.base import exactly
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import ABSURD, DataPlane, Given, Layout, Mean, Vector, part_bounds
+from potluck.peer.dataplane import ABSURD, DataPlane, Given, Mean
+from potluck.peer.layout import Layout, Vector, part_bounds
 from potluck.peer.state import Contribution, Partial, PeerState, genesis_of
 from potluck.protocol.view import MAX_WEIGHT, fault
 from potluck.recipe import Outer, Recipe, Rounds

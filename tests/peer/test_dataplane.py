@@ -13,19 +13,8 @@ from numpy.typing import NDArray
 
 from potluck.codecs import CODECS, codec
 from potluck.optim.outer import OuterOptimizer
-from potluck.peer.dataplane import (
-    ABSURD,
-    MAX_SHARE,
-    Carry,
-    DataPlane,
-    Given,
-    Layout,
-    Mean,
-    Stretch,
-    Vector,
-    carried,
-    part_bounds,
-)
+from potluck.peer.dataplane import ABSURD, MAX_SHARE, DataPlane, Given, Mean
+from potluck.peer.layout import Carry, Layout, Stretch, Vector, carried, part_bounds
 from potluck.recipe import Outer
 from potluck.wire.codec import digest
 from potluck.wire.records import Commit, PartInfo

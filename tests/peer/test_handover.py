@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from potluck.peer import handover as module
-from potluck.peer.dataplane import Carry, Vector, carried
 from potluck.peer.handover import EMA, CutRequest, Handover
+from potluck.peer.layout import Carry, Vector, carried
 
 N = 8
 ZERO = np.zeros(N, np.float32)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from potluck.peer.dataplane import MAX_SHARE, Layout, carried
+from potluck.peer.dataplane import MAX_SHARE
+from potluck.peer.layout import Layout, carried
 from potluck.peer.residuals import Returning, found, kept, settled
 from potluck.peer.state import PeerState, genesis_of
 from potluck.protocol.view import RunView

@@ -250,6 +250,72 @@ def test_a_part_that_was_torn_is_missing_and_the_round_can_be_applied_once_it_is
     assert pair[0].plane.digest == pair[1].plane.digest
 
 
+# -- ahead of the commit -----------------------------------------------------------------------------
+
+
+def prepare(state: PeerState, commit: Commit, source: PeerState) -> None:
+    for info in commit.parts:
+        raw = source.store.get(info.digest)
+        assert raw is not None
+        state.prepare(info.digest, raw)
+
+
+def test_results_that_were_decoded_ahead_give_the_same_state_and_are_not_read_again(
+    pair: tuple[PeerState, PeerState],
+) -> None:
+    for round_ in (1, 2):
+        commit = reduced(pair, round_)
+        prepare(pair[1], commit, pair[0])
+        sent = []
+        for part in range(PARTS):
+            pair[1].weigh(round_, 0, part)
+            given = pair[1].contribution(round_, 0, part)
+            assert given is not None
+            sent.append(pair[1]._codec.decode(given.raw, pair[1].layout.size(round_, part)))
+        assert [state.apply(commit).included for state in pair] == [True, True]
+        assert pair[0].plane is not None
+        assert pair[1].plane is not None
+        assert pair[0].plane.digest == pair[1].plane.digest
+        assert pair[1].sent == pytest.approx(float(np.linalg.norm(np.concatenate(sent))), rel=1e-6)
+
+
+def test_what_was_decoded_ahead_and_is_not_what_was_committed_is_not_taken(
+    pair: tuple[PeerState, PeerState],
+) -> None:
+    """Another result of a part, one that the commit says otherwise of, and one of another round."""
+    gather(pair)
+    other, _ = pair[0].reduce(1, 0, 0, (0,))
+    assert other is not None
+    commit = reduced_again(pair)
+    raw = pair[0].store.get(other.digest)
+    assert raw is not None
+    pair[1].prepare(other.digest, raw)
+    pair[1].prepare("damaged", b"no result")
+    with pytest.raises(Missing) as caught:
+        pair[1].apply(commit)
+    assert caught.value.digests == tuple(info.digest for info in commit.parts)
+    prepare(pair[1], commit, pair[0])
+    said = replace(commit.parts[0], contributors=((0, 1.0),))
+    odd = replace(commit, parts=(said, *commit.parts[1:]))
+    for state in pair:
+        state.apply(odd)
+    assert pair[0].plane is not None
+    assert pair[1].plane is not None
+    assert pair[0].plane.digest == pair[1].plane.digest
+    prepare(pair[1], commit, pair[0])
+    assert not pair[1]._prepared, "round 1 is over"
+
+
+def reduced_again(states: tuple[PeerState, ...]) -> Commit:
+    """The round that was gathered already, with everybody in it."""
+    infos = []
+    for part in range(PARTS):
+        info, _ = states[0].reduce(1, 0, part, range(len(states)))
+        assert info is not None
+        infos.append(info)
+    return Commit(1, 0, tuple(infos), 201, None, "")
+
+
 # -- snapshots ---------------------------------------------------------------------------------------
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from potluck.errors import ConnectionLost, ModelMismatch, RunOver, UsageError
-from potluck.peer.dataplane import Carry, Stretch, Vector, carried
 from potluck.peer.handover import CutRequest, Handover
+from potluck.peer.layout import Carry, Stretch, Vector, carried
 from potluck.peer.trainer import Trainer
 from potluck.wire.records import TensorSpec
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potluck.peer.dataplane import Carry, DataPlane
+from potluck.peer.dataplane import DataPlane
+from potluck.peer.layout import Carry
 from potluck.protocol import exchange
 from potluck.testing.scenario import CALM, HEAVY, Scenario, fault, parse, scenario
 from potluck.testing.shrink import failure_of, shrink

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potluck.peer.dataplane import Carry, DataPlane, Vector
+from potluck.peer.dataplane import DataPlane
+from potluck.peer.layout import Carry, Vector
 from potluck.protocol import steward
 from potluck.protocol.plan import groups_for
 from potluck.protocol.steward import Decision

@@ -23,8 +23,8 @@ from potluck.errors import (
     StoreError,
 )
 from potluck.hub.ledger import Ledger
-from potluck.peer.dataplane import Carry, Vector
 from potluck.peer.handover import CutRequest, Handover
+from potluck.peer.layout import Carry, Vector
 from potluck.peer.links import Links, Reply
 from potluck.peer.state import Contribution, Missing, Partial, PeerState
 from potluck.protocol.core import PeerCore
@@ -239,6 +239,7 @@ class Actions:
         answer = await self._push(effect.to, push, given.raw)
         self.core.sent(*where, effect.to, None, answer, self._now())
         self._changed()
+        await self.work(self.state.weigh, *where)
 
     async def _send_partial(self, effect: SendPartial) -> None:
         where = (effect.round, effect.attempt, effect.part)
@@ -273,6 +274,8 @@ class Actions:
                 self._note(str(error))
         self.core.fetched(effect.digest, ok, self._now(), tally)
         self._changed()
+        if tally is not None:
+            await self.work(self.state.prepare, effect.digest, reply.body)
 
     async def keep(self, name: str, body: bytes) -> bool:
         """Store content that came from elsewhere, if it is what its digest says and the disk takes it."""
@@ -328,6 +331,7 @@ class Actions:
             return Answer(False, "it could not be kept", retry=True)
         self.core.result(push.round, push.attempt, info, self._now())
         self._changed()
+        self._spawn(self.work(self.state.prepare, info.digest, body))
         return Answer(True)
 
     async def find(self, name: str) -> bytes | None:
@@ -356,6 +360,9 @@ class Actions:
                 info, refused = None, ()
         self.core.reduced(*where, info, refused)
         self._changed()
+        if info is not None:
+            await self.work(self.state.prepare, info.digest, raw)
+            await self.work(self.state.weigh, *where)
 
     async def _change_state(self, effect: Apply | LoadSnapshot) -> None:
         async with self._states:

@@ -8,14 +8,11 @@ residual goes up with its next contribution, a reducer's comes down with the nex
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from potluck.codecs import Codec
 from potluck.codecs.feedback import ErrorFeedback
@@ -23,13 +20,12 @@ from potluck.codecs.fp32 import Fp32
 from potluck.errors import CorruptData
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
+from potluck.peer.layout import Carry, Layout, Stretch, Vector, add
 from potluck.peer.spare import Spare
 from potluck.reduce.mean import Values, weighted_mean
 from potluck.sparse import Sparse
 from potluck.store.residuals import Owed
 from potluck.wire.records import Commit, PartInfo
-
-Vector = NDArray[np.float32]
 
 ABSURD = 1e12
 """No parameter of a model that trains changes by so much in a round; whoever says so is refused."""
@@ -42,94 +38,6 @@ share may be far larger, and must not make much of what is only an error of roun
 SLICE = 1 << 16
 """Values that are cut at a time: they stay in the processor's cache, and each call is so short that a
 training loop in Python seldom takes the interpreter in between."""
-
-
-class Stretch(NamedTuple):
-    """A range of the parameters that a round exchanges; and of its progress, the share that stays in the
-    model with a new shared state.
-    """
-
-    bounds: slice
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How vectors [n] are cut: into ``parts`` · ``fragments`` ranges. A round exchanges one fragment in turn,
-    each ``fragments``-th range from its first on (strided fragments: arXiv 2501.18512).
-    """
-
-    n: int
-    parts: int
-    fragments: int = 1
-
-    @cached_property
-    def bounds(self) -> list[slice]:
-        """All ranges."""
-        return part_bounds(self.n, self.ranges)
-
-    @property
-    def ranges(self) -> int:
-        """How many there are."""
-        return self.parts * self.fragments
-
-    def place(self, round_: int, part: int) -> int:
-        """Which of the ranges is a part of a round."""
-        return part * self.fragments + round_ % self.fragments
-
-    def range(self, round_: int, part: int) -> slice:
-        """The range of a part of a round."""
-        return self.bounds[self.place(round_, part)]
-
-    def stretches(self, round_: int) -> tuple[Stretch, ...]:
-        """All that a round exchanges."""
-        found: list[Stretch] = []
-        for part in range(self.parts):
-            _add(found, self.range(round_, part))
-        return tuple(found)
-
-    def size(self, round_: int, part: int) -> int:
-        """Values in a part of a round."""
-        bounds = self.range(round_, part)
-        return int(bounds.stop - bounds.start)
-
-
-@dataclass(frozen=True)
-class Carry:
-    """What a new shared state does to a model in training: θ ← theta + share · (θ − origin) in the ranges of
-    ``stretches`` (None: everywhere, with all of it), ascending; or θ ← theta.
-
-    ``origin`` [n] is where the progress starts that the shared state does not have yet: the cut for parts
-    that included our contribution, the old shared state for the others; but for what the model keeps
-    (``Rounds.keeps``). To mix, it is the new shared state. ``included``: there were any that included it.
-    """
-
-    theta: Vector
-    origin: Vector | None
-    included: bool = False
-    stretches: tuple[Stretch, ...] | None = None
-
-    def within(self, bounds: slice) -> Carry:
-        """What it does to a range of the parameters."""
-        if self.origin is None:
-            return Carry(self.theta[bounds], None)
-        inside = None if self.stretches is None else tuple(within(self.stretches, bounds))
-        return Carry(self.theta[bounds], self.origin[bounds], self.included, inside)
-
-    def touches(self, bounds: slice) -> bool:
-        """Whether it does anything to a range of the parameters."""
-        return self.origin is None or self.stretches is None or any(within(self.stretches, bounds))
-
-
-def within(stretches: Sequence[Stretch], bounds: slice) -> Iterator[Stretch]:
-    """What of them, ascending, is in a range of the parameters, counted from its start."""
-    first = bisect_right(stretches, bounds.start, key=lambda stretch: int(stretch.bounds.stop))
-    for number in range(first, len(stretches)):
-        ours, share = stretches[number]
-        if ours.start >= bounds.stop:
-            return
-        start, stop = max(ours.start, bounds.start), min(ours.stop, bounds.stop)
-        yield Stretch(slice(start - bounds.start, stop - bounds.start), share)
 
 
 class Given(NamedTuple):
@@ -163,6 +71,8 @@ class _Cut:
     local: Vector
     total: Vector
     encoded: dict[int, bytes]
+    weights: dict[int, float]
+    """Squares of the norms of what is sent."""
 
 
 class DataPlane:
@@ -230,7 +140,7 @@ class DataPlane:
                 if self._keeps:
                     self._up = self._feedback(self.theta.size)
                 return False
-        self._cut = _Cut((round_, attempt), local, total, {})
+        self._cut = _Cut((round_, attempt), local, total, {}, {})
         return True
 
     def contribution(self, round_: int, attempt: int, part: int) -> bytes | None:
@@ -287,9 +197,23 @@ class DataPlane:
                 kept.append(one)
         return values, kept, tuple(refused)
 
-    def apply(self, commit: Commit, raws: Sequence[bytes | memoryview], index: int | None) -> Carry:
-        """Take the outer step of a committed round; ``raws`` are its parts' encoded values, ``index`` is our
-        place among its members.
+    def decoded(self, round_: int, part: int, raw: bytes | memoryview) -> Values:
+        """The values of a part's result, as ``apply`` has them."""
+        size = self._layout.size(round_, part)
+        values = self._decoded(raw, size, self.codec)
+        return values if values is not None else Sparse(size, np.empty(0, np.int64), np.empty(0, np.float32))
+
+    def weigh(self, round_: int, attempt: int, part: int) -> None:
+        """Look at what our contribution of a part sends, while that cut is kept, before it counts."""
+        cut = self._cut
+        if cut is not None and cut.key == (round_, attempt) and part in cut.encoded:
+            self._weighed(cut, part)
+
+    def apply(
+        self, commit: Commit, results: Sequence[bytes | memoryview | Values], index: int | None
+    ) -> Carry:
+        """Take the outer step of a committed round; ``results`` are its parts' values, encoded or
+        ``decoded``; ``index`` is our place among its members.
 
         A result that can't be decoded, though it is what was committed, changes nothing in its part: all
         peers see the same bytes, so all agree on that.
@@ -307,7 +231,9 @@ class DataPlane:
             held = self._up.residual[bounds].copy() if self._keeps and not included else None
             if not included:
                 origin[bounds] = self.theta[bounds]
-            decoded = self._decoded_result(raws[info.part], self._layout.size(commit.round, info.part))
+            decoded = results[info.part]
+            if isinstance(decoded, bytes | memoryview):
+                decoded = self.decoded(commit.round, info.part, decoded)
             self._settle_down(info, index, place)
             if self._keeps:
                 origin[bounds] += self._kept(bounds, held)
@@ -315,7 +241,7 @@ class DataPlane:
             share = 1.0
             if self._mix is not None and included:
                 origin[bounds], share = self.theta[bounds], self._mix
-            _add(stretches, bounds, share)
+            add(stretches, bounds, share)
         self.round, self._digest = commit.round, None
         self._cut = None
         self._results.clear()
@@ -337,15 +263,21 @@ class DataPlane:
         """Our contribution counted in these parts: keep what it lost."""
         round_ = cut.key[0]
         for part in parts:
-            raw = self.contribution(*cut.key, part)  # if nobody asked for it, now, to see what it loses
-            assert raw is not None
-            sent = _given(self.codec.read(raw, self._layout.size(round_, part)))
-            self._sent[self._layout.place(round_, part)] = float(np.vdot(sent, sent))
+            self._sent[self._layout.place(round_, part)] = self._weighed(cut, part)
         if len(parts) == len(self._layout.bounds):
             self._up.residual, self._total = cut.total, self._up.residual
             return
         for bounds in (self._layout.range(round_, part) for part in parts):
             np.copyto(self._up.residual[bounds], cut.total[bounds])
+
+    def _weighed(self, cut: _Cut, part: int) -> float:
+        """The square of the norm of what our contribution of a part sends."""
+        if part not in cut.weights:
+            raw = self.contribution(*cut.key, part)  # if nobody asked for it, now, to see what it loses
+            assert raw is not None
+            sent = _given(self.codec.read(raw, self._layout.size(cut.key[0], part)))
+            cut.weights[part] = float(np.vdot(sent, sent))
+        return cut.weights[part]
 
     def _settle_down(self, info: PartInfo, index: int | None, place: int) -> None:
         """Our result counted: keep what it lost. Another's did: our old residual goes up with our share."""
@@ -418,10 +350,6 @@ class DataPlane:
             return None
         return value if _sound(_given(value)) else None
 
-    def _decoded_result(self, raw: bytes | memoryview, size: int) -> Values:
-        value = self._decoded(raw, size, self.codec)
-        return value if value is not None else Sparse(size, np.empty(0, np.int64), np.empty(0, np.float32))
-
     def _feedback(self, n: int) -> ErrorFeedback:
         return ErrorFeedback(n, self.codec.decay)
 
@@ -447,41 +375,8 @@ def _moderate(values: Vector) -> bool:
     return bool(low > -ABSURD) and bool(high < ABSURD)
 
 
-def part_bounds(n: int, parts: int) -> list[slice]:
-    """Ranges of [n], as even as can be."""
-    return [slice(n * p // parts, n * (p + 1) // parts) for p in range(parts)]
-
-
 def _pieces(bounds: Sequence[slice]) -> Iterator[slice]:
     """Some ranges, ``SLICE`` values at a time."""
     return (
         slice(at, min(at + SLICE, some.stop)) for some in bounds for at in range(some.start, some.stop, SLICE)
     )
-
-
-def _add(stretches: list[Stretch], bounds: slice, share: float = 1.0) -> None:
-    """One more range, as part of the last one where it goes on from that."""
-    if stretches and (stretches[-1].bounds.stop, stretches[-1].share) == (bounds.start, share):
-        bounds = slice(stretches.pop().bounds.start, bounds.stop)
-    stretches.append(Stretch(bounds, share))
-
-
-def carried(local: Vector, carries: Sequence[Carry], out: Vector | None = None) -> Vector:
-    """The model's parameters [n] after some new shared states, oldest first; in ``out``, which may be
-    ``local``, or in memory of their own.
-    """
-    out = np.empty_like(local) if out is None else out
-    for carry in carries:
-        if carry.origin is None:
-            np.copyto(out, carry.theta)
-        else:
-            if carry.stretches is not None and local is not out:
-                np.copyto(out, local)
-            everywhere = (Stretch(slice(None)),)
-            for bounds, share in everywhere if carry.stretches is None else carry.stretches:
-                np.subtract(local[bounds], carry.origin[bounds], out=out[bounds])
-                if share != 1:
-                    np.multiply(out[bounds], np.float32(share), out=out[bounds])
-                np.add(carry.theta[bounds], out[bounds], out=out[bounds])
-        local = out
-    return local

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from potluck.data.leases import LeaseQueue
-from potluck.peer.dataplane import Carry, Stretch, Vector
+from potluck.peer.layout import Carry, Stretch, Vector
 from potluck.protocol.leases import Span
 
 EMA = 0.1

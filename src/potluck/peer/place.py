@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from potluck.identity import Identity
-from potluck.peer.dataplane import Vector
+from potluck.peer.layout import Vector
 from potluck.recipe import Recipe
 from potluck.store.keep import USUAL, Keep
 from potluck.wire.records import TensorSpec

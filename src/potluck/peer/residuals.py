@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from potluck.errors import CorruptData, StoreError
-from potluck.peer.dataplane import MAX_SHARE, Carry, DataPlane, Layout
+from potluck.peer.dataplane import MAX_SHARE, DataPlane
+from potluck.peer.layout import Carry, Layout
 from potluck.protocol.view import RunView, contributors
 from potluck.store.residuals import Kept, Owed
 from potluck.wire.records import Commit

@@ -16,10 +16,12 @@ from potluck.codecs.fp32 import Fp32
 from potluck.errors import CorruptData, RecipeError, StoreError
 from potluck.optim.outer import OuterOptimizer
 from potluck.optim.state import state_digest
-from potluck.peer.dataplane import Carry, DataPlane, Given, Layout, Stretch, Vector
+from potluck.peer.dataplane import DataPlane, Given
+from potluck.peer.layout import Carry, Layout, Stretch, Vector
 from potluck.peer.residuals import Returning
 from potluck.peer.spare import Spare
 from potluck.recipe import Recipe
+from potluck.reduce.mean import Values
 from potluck.store.blobs import read_blob, write_blob
 from potluck.store.contents import Contents
 from potluck.store.residuals import Owed
@@ -64,6 +66,14 @@ class Copy(NamedTuple):
     momentum: Vector
 
 
+class Prepared(NamedTuple):
+    """A result that is decoded already."""
+
+    name: str
+    tally: Tally
+    values: Values
+
+
 class PeerState:
     """Store and vectors of one peer in one run."""
 
@@ -77,6 +87,7 @@ class PeerState:
         self._inbox: dict[tuple[int, int, int, int], Contribution] = {}
         self._partials: dict[tuple[int, int, int, int], Partial] = {}
         self._spare = Spare()
+        self._prepared: dict[int, Prepared] = {}
         self._weight, self._blocks = 0.0, 0
         self._member: tuple[int, int, int] | None = None
         self.plane: DataPlane | None = None
@@ -222,8 +233,26 @@ class PeerState:
                 blocks.update(combined.blocks)
         return given, {index: count for index, count in blocks.items() if count}
 
+    def weigh(self, round_: int, attempt: int, part: int) -> None:
+        """Do now, while others are waited for, what our contribution's part needs when it counts."""
+        if self.plane is not None:
+            self.plane.weigh(round_, attempt, part)
+
+    def prepare(self, name: str, raw: bytes) -> None:
+        """Decode a result of the next round before it is known whether that one counts: of each part the last
+        one, so that they take as much memory as the round's values.
+        """
+        try:
+            tally, values = unpack(raw)
+        except CorruptData:
+            return
+        if self.plane is not None and tally.round == self.plane.round + 1 and tally.part < self.layout.parts:
+            decoded = self.plane.decoded(tally.round, tally.part, values)
+            self._prepared[tally.part] = Prepared(name, tally, decoded)
+
     def _decided(self, round_: int) -> None:
-        """Contributions up to this round are not needed any more."""
+        """Contributions and results up to this round are not needed any more."""
+        self._prepared.clear()
         for kept in (self._inbox, self._partials):
             for key in [key for key in list(kept) if key[0] <= round_]:
                 kept.pop(key, None)
@@ -237,10 +266,13 @@ class PeerState:
             Missing: some of its parts are not here.
         """
         assert self.plane is not None, "commits are applied to a state"
-        values, lacking = [], []
+        values: list[bytes | memoryview | Values] = []
+        lacking: list[str] = []
         for info in commit.parts:
-            raw = self.store.get(info.digest)
-            if raw is None:
+            prepared = self._prepared.get(info.part)
+            if prepared is not None and prepared.name == info.digest:
+                values.append(prepared.values if _said(prepared.tally, commit, info) else b"")
+            elif (raw := self.store.get(info.digest)) is None:
                 lacking.append(info.digest)
             else:
                 values.append(_values(raw, commit, info))
@@ -345,8 +377,13 @@ def _values(raw: bytes, commit: Commit, info: PartInfo) -> bytes | memoryview:
         tally, values = unpack(raw)
     except CorruptData:
         return b""
+    return values if _said(tally, commit, info) else b""
+
+
+def _said(tally: Tally, commit: Commit, info: PartInfo) -> bool:
+    """Whether a result is what a commit says it is."""
     said = (tally.round, tally.attempt, tally.part, tally.contributors)
-    return values if said == (commit.round, commit.attempt, info.part, info.contributors) else b""
+    return said == (commit.round, commit.attempt, info.part, info.contributors)
 
 
 def first_snapshot(store: Contents, genesis: Genesis, theta: Vector) -> Snapshot:

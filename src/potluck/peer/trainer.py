@@ -14,8 +14,8 @@ import torch
 from torch.autograd.graph import increment_version
 
 from potluck.errors import ModelMismatch, RunOver, UsageError
-from potluck.peer.dataplane import Carry, Stretch, Vector, carried, within
 from potluck.peer.handover import CutRequest, Handover
+from potluck.peer.layout import Carry, Stretch, Vector, carried, within
 from potluck.peer.spare import Spare
 from potluck.wire.records import TensorSpec
 

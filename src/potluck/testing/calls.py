@@ -164,6 +164,8 @@ class Caller(ABC):
         kept = self._keep(raw)
         if kept:
             self.core.result(push.round, push.attempt, described(raw)[1], self.machine.now)
+            if self.state is not None:
+                self.state.prepare(push.held.digest, raw)
         self.core.coming(push, member, False, self.machine.now)
         self.poll()
         return Answer(True) if kept else Answer(False, "it could not be kept", retry=True)

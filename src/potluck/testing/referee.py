@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potluck.codecs import codec
-from potluck.peer.dataplane import Vector, part_bounds
+from potluck.peer.layout import Vector, part_bounds
 from potluck.protocol.leases import Span
 from potluck.protocol.view import RunView, contributors
 from potluck.recipe import Rounds

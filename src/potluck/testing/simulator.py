@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from potluck.peer.dataplane import Vector
+from potluck.peer.layout import Vector
 from potluck.peer.state import first_snapshot, genesis_of
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from potluck.data.leases import LeaseQueue
 from potluck.errors import StoreError
-from potluck.peer.dataplane import Carry, Vector, carried
+from potluck.peer.layout import Carry, Vector, carried
 from potluck.peer.residuals import found
 from potluck.peer.state import Missing, PeerState
 from potluck.protocol.core import PeerCore
