@@ -24,8 +24,10 @@ LEAST = 1e5
 LOOK = 8
 """One round in so many has no pace, to see what links carry."""
 
-WORTHWHILE_S = 1.0
-"""Where a link is busy for less, in seconds, streams go as fast as they can."""
+WORTHWHILE_S = 2.0
+"""Where a link is busy for less, in seconds, streams go as fast as they can: of an exchange so short what was
+measured says too little, and a pace by that would keep it so.
+"""
 
 
 def pace(
