@@ -158,7 +158,7 @@ async def test_what_is_pushed_in_a_round_without_groups_has_a_pace(made: Peer) -
     await made.carry_out(Combine(1, 0, 0, (1,)), SendPartial(1, 0, 0, 1, (), MEMBERS[0].peer))
     assert made.core.view.open is not None
     made.core.view.open = dataclasses.replace(made.core.view.open, groups=1)
-    slow = Progress(peer=MEMBERS[0].peer, session="s", addresses=("0:1",), beat=9, downlink=40.0)
+    slow = Progress(peer=MEMBERS[0].peer, session="s", addresses=("0:1",), beat=9, uplink=40.0, downlink=40.0)
     made.core.heard(slow, 0.0)
     await made.carry_out(SendPartial(1, 0, 0, 1, (), MEMBERS[0].peer))
     assert made.wire.paces == [0.0, LEAST]
@@ -242,8 +242,8 @@ async def test_word_of_who_gives_nothing_keeps_nothing(made: Peer) -> None:
 # -- results -----------------------------------------------------------------------------------------
 
 
-def content(round_: int = 1, attempt: int = 0, part: int = 0) -> tuple[bytes, PartInfo]:
-    raw = pack(Tally(round_, attempt, part, ((1, 10.0), (4, 20.0))), values(1).tobytes())
+def content(round_: int = 1, attempt: int = 0, part: int = 0, seed: int = 1) -> tuple[bytes, PartInfo]:
+    raw = pack(Tally(round_, attempt, part, ((1, 10.0), (4, 20.0))), values(seed).tobytes())
     return raw, describe(raw)[1]
 
 
@@ -258,6 +258,25 @@ async def test_a_result_is_held_by_what_stands_in_it(made: Peer) -> None:
     assert await made.actions.take_result(PushResult(1, 0, info.held), raw) == Answer(True)
     assert held(made) == (info,)
     assert made.state.store.get(info.digest) == raw
+    await asyncio.gather(*made.tasks)
+    assert made.state._prepared[0].name == info.digest, "it is decoded ahead"
+
+
+@peer(4)
+async def test_of_results_that_come_faster_than_they_are_decoded_the_last_one_is(made: Peer) -> None:
+    decoded: list[str] = []
+    made.state.prepare = lambda name, raw: decoded.append(name)  # type: ignore[method-assign]
+    busy = threading.Event()
+    waiting = made.actions._worker.submit(busy.wait, 10.0)
+    infos = []
+    for seed in range(5):
+        raw, info = content(seed=seed)
+        infos.append(info)
+        assert await made.actions.take_result(PushResult(1, 0, info.held), raw) == Answer(True)
+    busy.set()
+    assert waiting.result()
+    await asyncio.gather(*made.tasks)
+    assert decoded == [infos[-1].digest]
 
 
 @peer(4)

@@ -635,6 +635,22 @@ async def test_bytes_short_of_what_was_announced_are_not_taken(made: World, size
     await _pushed(made, size)
 
 
+@virtual
+async def test_what_came_whole_before_a_malformed_request_is_kept(made: World) -> None:
+    made.bob.take_on.clear()
+    pushing = [asyncio.create_task(made.push(part)) for part in (0, 1)]
+    await made.bob.came((contribution(1), True))
+    pushing.append(asyncio.create_task(made.links.request(made.to, contribution(2), b"short")))
+    await asyncio.sleep(1.0)
+    made.bob.take_on.set()
+    ended = await asyncio.gather(*pushing, return_exceptions=True)
+    assert isinstance(ended[-1], ConnectionLost)
+    assert [push.part for push, _, _ in made.bob.contributions] == [0, 1]
+    begun = [push.part for push, begins in made.bob.coming if begins]
+    assert begun == [0, 1, 2]
+    assert sorted(push.part for push, begins in made.bob.coming if not begins) == begun
+
+
 def _sends(answer: Answer, *messages: bytes) -> Callable[[Stream], Awaitable[None]]:
     async def handler(stream: Stream) -> None:
         await stream.receive(HEADER_BYTES)

@@ -74,12 +74,3 @@ def test_whatever_is_under_way_when_the_rate_can_be_said(moved: list[tuple[int, 
         assert math.isfinite(meter.rate)
         assert 0 <= meter.rate <= MAX_RATE
         assert meter.rate <= total / (BINS * BIN_S) * (1 + 1e-9)
-
-
-def test_a_longer_burst_is_judged_by_its_busiest_second() -> None:
-    """What waited in buffers and comes at once looks half as much faster than the link is."""
-    for seconds, rate in ((1.0, 20 * MB), (2.2, 10 * MB)):
-        meter = Meter()
-        meter.moved(10 * MB, 10.0, 10.5)
-        meter.moved(10 * MB, 10.0 + seconds - 0.01, 10.0 + seconds)
-        assert meter.rate == pytest.approx(rate)

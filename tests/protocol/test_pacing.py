@@ -25,7 +25,7 @@ def round_of(reducers: tuple[int, ...], members: int = 4, groups: int = 1, numbe
 
 
 def swarm_of(downlinks: dict[int, float]) -> Swarm:
-    return heard(*(says(n, downlink=rate) for n, rate in downlinks.items()))
+    return heard(*(says(n, downlink=rate, uplink=rate) for n, rate in downlinks.items()))
 
 
 def paces(open_: OpenRound, swarm: Swarm, me: int, uplink: float, size: int = SIZE) -> dict[int, float]:
@@ -96,6 +96,15 @@ def test_what_takes_next_to_no_time_goes_as_fast_as_it_can() -> None:
     size = int(RATE * WORTHWHILE_S / 1.5)
     assert set(paces(open_, swarm, 0, RATE, size - 9).values()) == {0.0}
     assert set(paces(open_, swarm, 0, RATE, size + 9).values()) != {0.0}
+
+
+def test_a_downlink_that_only_a_snapshot_came_by_is_not_known() -> None:
+    """Joiners that share one founder's uplink see a fraction of their own links."""
+    joined = heard(says(1, downlink=RATE / 9), *(says(n, downlink=RATE, uplink=RATE) for n in (0, 2, 3)))
+    open_ = round_of((0, 1, 2, 3))
+    found = paces(open_, joined, 0, RATE)
+    assert list(found.values()) == [pytest.approx(SLACK * RATE / 3)] * 3
+    assert paces(open_, joined, 0, 0.0)[1] == 0.0
 
 
 def test_the_dead_leave_their_share_to_others() -> None:

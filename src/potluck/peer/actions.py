@@ -96,6 +96,7 @@ class Actions:
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="potluck-vectors")
         self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="potluck-store")
+        self._ahead: dict[int, tuple[str, bytes]] = {}
         self._snapshots = asyncio.Lock()
         self._states = asyncio.Lock()
         """New states reach the trainer in the order in which the vectors had them."""
@@ -331,8 +332,14 @@ class Actions:
             return Answer(False, "it could not be kept", retry=True)
         self.core.result(push.round, push.attempt, info, self._now())
         self._changed()
-        self._spawn(self.work(self.state.prepare, info.digest, body))
+        self._ahead[info.part] = info.digest, body
+        self._spawn(self.work(self._prepare, info.part))
         return Answer(True)
+
+    def _prepare(self, part: int) -> None:
+        """Of pushes that come faster than they are decoded only a part's last one is kept for it."""
+        if (pushed := self._ahead.pop(part, None)) is not None:
+            self.state.prepare(*pushed)
 
     async def find(self, name: str) -> bytes | None:
         """Content by digest, for others."""

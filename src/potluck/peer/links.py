@@ -414,6 +414,8 @@ class Desk:
                 await asyncio.wait([answering])  # of what came whole nothing is lost
                 _raise_unless_lost(answering)
         except PotluckError:
+            if answering is not None:
+                await asyncio.wait([answering])
             await stream.close()
             raise
         finally:

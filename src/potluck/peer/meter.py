@@ -2,9 +2,9 @@
 
 One stream among several has a share of the link only, and a mean over an exchange has the time in which
 others kept us waiting. So the bytes of each large body are spread over the time it was under way, and the
-most that came together in half of the time, half a second to one, is what the link can carry, if it was ever
-full. A link that never was is faster than that. (The least that was sent in one go can look faster than it
-is: half a second of buffers. In a second less of that shows.)
+most that came together in half a second is what the link can carry, if it was ever full. A link that never
+was is faster than that. (The least that was sent in one go can look faster than it is: half a second of
+buffers.)
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from potluck.wire.messages import MAX_RATE
 
 BIN_S = 0.1
 BINS = 5
-MOST_BINS = 10
-"""The busiest ``BINS`` times ``BIN_S`` seconds tell; half of a longer burst, up to ``MOST_BINS`` times."""
+"""The busiest ``BINS`` times ``BIN_S`` seconds tell."""
 
 QUIET_S = 2.0
 LONGEST_S = 60.0
@@ -60,8 +59,5 @@ class Meter:
         return min(MAX_RATE, max([*self._past, *([self._fastest()] if enough else [])], default=0.0))
 
     def _fastest(self) -> float:
-        if not self._bins:
-            return 0.0
-        bins = min(MOST_BINS, max(BINS, int((self._ended - self._since) / BIN_S / 2)))
-        sums = (sum(self._bins.get(n + i, 0.0) for i in range(bins)) for n in self._bins)
-        return max(sums) / (bins * BIN_S)
+        sums = (sum(self._bins.get(n + i, 0.0) for i in range(BINS)) for n in self._bins)
+        return max(sums, default=0.0) / (BINS * BIN_S)

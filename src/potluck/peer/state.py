@@ -246,7 +246,9 @@ class PeerState:
             tally, values = unpack(raw)
         except CorruptData:
             return
-        if self.plane is not None and tally.round == self.plane.round + 1 and tally.part < self.layout.parts:
+        if self.plane is None or tally.round != self.plane.round + 1 or tally.part >= self.layout.parts:
+            return
+        if tally.part not in self._prepared or self._prepared[tally.part].name != name:
             decoded = self.plane.decoded(tally.round, tally.part, values)
             self._prepared[tally.part] = Prepared(name, tally, decoded)
 

@@ -48,7 +48,8 @@ def pace(
     mine, other, loads = places[me.peer], places[to], Counter(open_.reducers)
     part = size / len(open_.reducers)
     progress = swarm.last(to)
-    downlink = progress.downlink if progress is not None else 0.0
+    # Who has exchanged nothing yet has measured what its snapshot's source could send.
+    downlink = progress.downlink if progress is not None and progress.uplink > 0 else 0.0
 
     def busy_s(member: int, rate: float) -> float:
         """How long a member's link is, with what goes to all others; what comes from them is as much."""
