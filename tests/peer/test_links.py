@@ -31,6 +31,7 @@ from potluck.peer.links import (
     HEADER_BYTES,
     IDLE_S,
     LEAST_COMPRESSED,
+    PACED,
     REQUEST_S,
     SLOWEST,
     Desk,
@@ -343,17 +344,21 @@ async def test_a_no_comes_with_its_reason_and_the_stream_goes_on(made: World, an
     assert await made.links.request(made.to, result(1), body(1)) == Reply(answer)
     made.bob.answer = Answer(True)
     assert (await made.push(1)).answer.ok
-    assert len(made.bob.streams) == 1
+    assert len(made.bob.streams) == 2
 
 
 @virtual
-async def test_what_is_pushed_goes_on_one_stream_in_its_order(made: World) -> None:
+async def test_what_is_pushed_at_a_pace_goes_on_one_stream_in_its_order(made: World) -> None:
     """So that results don't take the way of the contributions that come first."""
     pushes = [contribution(2), result(0), partial(1, 0, 4), contribution(1)]
     bodies = [body(2), body(0), bytes(FULL_SIZES[1]), body(1)]
-    await asyncio.gather(*(made.links.request(made.to, *one) for one in zip(pushes, bodies, strict=True)))
+    sent = zip(pushes, bodies, strict=True)
+    await asyncio.gather(*(made.links.request(made.to, *one, pace=1e6) for one in sent))
     assert made.bob.order == pushes
     assert len(made.bob.streams) == 1
+    await made.links.request(made.to, contribution(1), body(1))
+    await made.links.request(made.to, result(1), body(1))
+    assert len(made.bob.streams) == 3
 
 
 @virtual
@@ -385,11 +390,11 @@ async def test_what_goes_wrong_in_answering_ends_the_stream_while_the_desk_waits
 @virtual
 async def test_requests_keep_to_the_pace_that_is_asked_for(made: World) -> None:
     paces: list[float] = []
-    await made.push(0)
-    made.links._streams[BOB, "Push"].pace = paces.append  # type: ignore[method-assign]
+    await made.links.request(made.to, contribution(0), body(0), pace=2e6)
+    made.links._streams[BOB, PACED].pace = paces.append  # type: ignore[method-assign]
     await made.links.request(made.to, contribution(1), body(1), pace=1e6)
     await made.push(0)
-    assert paces == [1e6, 0.0]
+    assert paces == [1e6]
 
 
 @virtual
@@ -927,7 +932,7 @@ async def test_a_stream_that_was_not_used_for_long_is_closed_and_comes_back(made
     await asyncio.sleep(IDLE_S + 1)
     await made.push(1)
     await made.bob.left.wait()
-    assert [kind for _, kind in made.links._streams] == ["Push"]
+    assert [kind for _, kind in made.links._streams] == ["PushContribution"]
     assert (await made.fetch(0)).body == body(0)
     assert len(made.bob.streams) == 3
 
