@@ -62,7 +62,7 @@ class Wire:
     def __init__(self) -> None:
         self.asked: list[tuple[Progress, Any, bytes | None]] = []
         self.reply = Reply(Answer(True))
-        self.up = Meter()
+        self.up, self.rtt_s = Meter(), 0.0
         self.paces: list[float] = []
 
     async def request(

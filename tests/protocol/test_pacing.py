@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potluck.protocol.pacing import LEAST, LOOK, SLACK, WORTHWHILE_S, pace
+from potluck.protocol.pacing import LEAST, LOOK, ROUND_TRIPS, SLACK, WORTHWHILE_S, pace
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import OpenRound
 
@@ -28,9 +28,11 @@ def swarm_of(downlinks: dict[int, float]) -> Swarm:
     return heard(*(says(n, downlink=rate, uplink=rate) for n, rate in downlinks.items()))
 
 
-def paces(open_: OpenRound, swarm: Swarm, me: int, uplink: float, size: int = SIZE) -> dict[int, float]:
+def paces(
+    open_: OpenRound, swarm: Swarm, me: int, uplink: float, size: int = SIZE, rtt_s: float = 0.0
+) -> dict[int, float]:
     others = (n for n in range(len(open_.members)) if n != me)
-    return {n: pace(open_, member(me), peer_id(n), swarm, uplink, size, 0.0) for n in others}
+    return {n: pace(open_, member(me), peer_id(n), swarm, uplink, rtt_s, size, 0.0) for n in others}
 
 
 def test_equal_links_are_shared_evenly() -> None:
@@ -107,6 +109,15 @@ def test_a_downlink_that_only_a_snapshot_came_by_is_not_known() -> None:
     assert paces(open_, joined, 0, 0.0)[1] == 0.0
 
 
+def test_while_streams_are_getting_started_they_have_no_pace() -> None:
+    open_, swarm = round_of((0, 1, 2, 3)), swarm_of(dict.fromkeys(range(4), RATE))
+    busy_s = 1.5 * SIZE / RATE
+    assert set(paces(open_, swarm, 0, RATE, rtt_s=1.01 * busy_s / ROUND_TRIPS).values()) == {0.0}
+    assert 0.0 not in paces(open_, swarm, 0, RATE, rtt_s=0.99 * busy_s / ROUND_TRIPS).values()
+    far = heard(*(says(n, downlink=RATE, uplink=RATE, rtt_s=1.0 if n == 1 else 0.0) for n in range(4)))
+    assert [n for n, rate in paces(open_, far, 0, RATE).items() if not rate] == [1]
+
+
 def test_the_dead_leave_their_share_to_others() -> None:
     open_ = round_of((0, 1, 2, 0, 1, 2))
     found = paces(open_, swarm_of(dict.fromkeys((0, 1, 2), RATE)), 0, RATE)
@@ -127,7 +138,7 @@ def test_what_is_said_of_a_very_thin_link_does_not_stop_what_goes_there(rate: fl
 
 def test_without_a_round_or_in_groups_or_among_two_there_is_none() -> None:
     swarm = swarm_of(dict.fromkeys(range(4), RATE))
-    assert pace(None, member(0), peer_id(1), swarm, RATE, SIZE, 0.0) == 0.0
+    assert pace(None, member(0), peer_id(1), swarm, RATE, 0.0, SIZE, 0.0) == 0.0
     assert set(paces(round_of((0, 1, 2, 3), groups=2), swarm, 0, RATE).values()) == {0.0}
     assert set(paces(round_of((0, 1), members=2), swarm, 0, RATE).values()) == {0.0}
-    assert pace(round_of((0, 1, 2, 3)), member(9), peer_id(1), swarm, RATE, SIZE, 0.0) == 0.0
+    assert pace(round_of((0, 1, 2, 3)), member(9), peer_id(1), swarm, RATE, 0.0, SIZE, 0.0) == 0.0

@@ -217,8 +217,9 @@ class Actions:
 
     async def _push(self, peer: str, push: Push, raw: bytes) -> Answer:
         """Send what belongs to the open round, no faster than the others' streams need."""
-        open_, size = self.core.view.open, self.state.round_bytes
-        rate = pace(open_, self.core.me, peer, self.core.swarm, self._links.up.rate, size, self._now())
+        open_, links, size = self.core.view.open, self._links, self.state.round_bytes
+        me, swarm, now = self.core.me, self.core.swarm, self._now()
+        rate = pace(open_, me, peer, swarm, links.up.rate, links.rtt_s, size, now)
         return (await self._ask(peer, push, raw, pace=rate)).answer
 
     async def _ask(

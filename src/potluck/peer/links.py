@@ -42,7 +42,7 @@ IDLE_S = 120.0
 """A stream that was not used for so long is closed, in seconds."""
 
 MUCH = 1 << 16
-"""Bodies of so many bytes tell how fast a link is."""
+"""Bodies of so many bytes tell how fast a link is, and those that are pushed share a stream."""
 
 GREETINGS = 4
 GREETED = 64
@@ -50,9 +50,6 @@ GREETED = 64
 
 AHEAD = 8
 """So many requests may be under way on one stream."""
-
-PACED = "Push"
-"""The stream of what is pushed at a pace. In short exchanges, a stream for each leg is quicker."""
 
 LEAST_COMPRESSED = 1 << 16
 """Content of fewer bytes travels as it is."""
@@ -112,8 +109,8 @@ class _Line:
 
 
 class Links:
-    """Streams to other peers: one to each for all that is pushed at a pace, in its order, and else one for
-    each kind of request. The next request goes while the last one's answer is on its way.
+    """Streams to other peers: one to each for what is large and pushed, in its order, and else one for each
+    kind of request. The next request goes while the last one's answer is on its way.
 
     A stream that was not used for a while is closed: in a large round others act for a group each time.
     """
@@ -154,14 +151,14 @@ class Links:
         self, to: Progress, message: Request, body: bytes | None, want: int = 0, pace: float = 0.0
     ) -> Reply:
         """One request and its answer; ``want`` is the size of the content asked for. With ``pace`` it goes
-        with at most so many bytes/s, after what was pushed so before.
+        with at most so many bytes/s.
 
         Raises:
             PotluckError: the peer can't be reached, refuses, went away, or sent what it must not. What goes
                 wrong with one request ends its stream, and with it those behind it.
         """
         await self._close_idle()
-        line = self._lines.setdefault((to.peer, PACED if pace else type(message).__name__), _Line())
+        line = self._lines.setdefault((to.peer, _kind(message, body)), _Line())
         line.requests += 1
         try:
             async with line.ahead:
@@ -300,6 +297,12 @@ async def _turn(place: _Place, want: int) -> None:
     except BaseException:
         before.add_done_callback(lambda _: done.set_result((*before.result(), want)))
         raise
+
+
+def _kind(message: Request, body: bytes | None) -> str:
+    """Which stream a request goes on: what is large and pushed shares one."""
+    shares = isinstance(message, Push) and len(body or b"") >= MUCH
+    return "Push" if shares else type(message).__name__
 
 
 def _now() -> float:

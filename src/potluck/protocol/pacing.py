@@ -29,15 +29,26 @@ WORTHWHILE_S = 2.0
 measured says too little, and a pace by that would keep it so.
 """
 
+ROUND_TRIPS = 20
+"""So many round trips as well: until then streams are getting started."""
+
 
 def pace(
-    open_: OpenRound | None, me: Member, to: str, swarm: Swarm, uplink: float, size: int, now: float
+    open_: OpenRound | None,
+    me: Member,
+    to: str,
+    swarm: Swarm,
+    uplink: float,
+    rtt_s: float,
+    size: int,
+    now: float,
 ) -> float:
     """The most that we send to another member, in bytes/s; 0 is no limit.
 
     Args:
         to: the other's key.
         uplink: what ours was seen to carry, in bytes/s; 0 while unknown. Others say what their downlinks did.
+        rtt_s: our round trip to others, in seconds; 0 while unknown. They say theirs, too.
         size: of one contribution, in bytes.
     """
     if open_ is None or open_.groups > 1 or open_.round % LOOK == 0:
@@ -50,6 +61,7 @@ def pace(
     progress = swarm.last(to)
     # Who has exchanged nothing yet has measured what its snapshot's source could send.
     downlink = progress.downlink if progress is not None and progress.uplink > 0 else 0.0
+    starting_s = ROUND_TRIPS * max(rtt_s, progress.rtt_s if progress is not None else 0.0)
 
     def busy_s(member: int, rate: float) -> float:
         """How long a member's link is, with what goes to all others; what comes from them is as much."""
@@ -57,6 +69,6 @@ def pace(
         return part * parts / rate if 0 < rate < math.inf else 0.0
 
     longest_s = max(busy_s(mine, uplink), busy_s(other, downlink))
-    if longest_s < WORTHWHILE_S:
+    if longest_s < max(WORTHWHILE_S, starting_s):
         return 0.0
     return max(LEAST, SLACK * part * (loads[mine] + loads[other]) / longest_s)
