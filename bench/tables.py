@@ -224,9 +224,9 @@ def faults(results: Results) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "exchange": ("allreduce", exchange),
+    "exchange-cores": ("allreduce-cores", exchange),
     "presets": ("presets", presets),
     "systems": ("peers", systems),
-    "systems-busy": ("peers-busy", systems),
     "ways": ("convergence", ways),
     "tuned": ("tuned", tuned),
     "utilisation": ("utilisation", utilisation),
