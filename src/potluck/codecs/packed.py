@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from potluck.errors import CorruptData
+from potluck.wire.compress import inflate
 
 LEAST_WORDS = 1 << 16
 """Fewer are not packed: that would save some 40 kB, and they are soon sent anyway."""
@@ -65,9 +65,9 @@ def unpack(raw: bytes | memoryview, n: int, kind: type[Word]) -> NDArray[Word]:
         return np.frombuffer(raw, little)
     there = np.frombuffer(raw, np.uint8)
     lower = (width - 1) * n
-    upper = _inflated(there[lower:], n)
+    upper = inflate(there[lower:].data, n, "packed values")
     words = np.empty(n, little)
-    words.view(np.uint8)[width - 1 :: width] = upper
+    words.view(np.uint8)[width - 1 :: width] = np.frombuffer(upper, np.uint8)
     for plane, lane in zip(_planes(there[:lower], n), _lanes(words), strict=True):
         lane[:] = plane
     return words
@@ -87,14 +87,3 @@ def _lanes(words: NDArray[Word]) -> list[NDArray[Any]]:
 def _planes(octets: NDArray[np.uint8], n: int) -> list[NDArray[Any]]:
     """The same in packed bytes [n or 3 n], one plane after the other."""
     return [octets] if octets.size == n else [octets[: 2 * n].view("<u2"), octets[2 * n :]]
-
-
-def _inflated(deflated: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        upper = unpacker.decompress(deflated.data, n + 1)
-    except zlib.error as error:
-        raise CorruptData(f"packed values can't be read: {error}") from error
-    if len(upper) != n or not unpacker.eof or unpacker.unused_data:
-        raise CorruptData(f"packed values do not come to the {n} that are due, which no encoder sends")
-    return np.frombuffer(upper, np.uint8)

@@ -27,6 +27,7 @@ from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.layout import Carry, Vector
 from potluck.peer.links import Links, Reply
 from potluck.peer.state import Contribution, Missing, Partial, PeerState
+from potluck.protocol import pacing
 from potluck.protocol.core import PeerCore
 from potluck.protocol.effects import (
     Announce,
@@ -48,7 +49,6 @@ from potluck.protocol.effects import (
     SendResult,
     WriteSnapshot,
 )
-from potluck.protocol.pacing import pace
 from potluck.wire.codec import digest
 from potluck.wire.messages import Answer, Push, PushContribution, PushPartial, PushResult, Request
 from potluck.wire.messages import Fetch as FetchRequest
@@ -219,7 +219,7 @@ class Actions:
         """Send what belongs to the open round, no faster than the others' streams need."""
         open_, links, size = self.core.view.open, self._links, self.state.round_bytes
         me, swarm, now = self.core.me, self.core.swarm, self._now()
-        rate = pace(open_, me, peer, swarm, links.up.rate, links.rtt_s, size, now)
+        rate = pacing.pace(open_, me, peer, swarm, links.up.rate, links.rtt_s, size, now)
         return (await self._ask(peer, push, raw, pace=rate)).answer
 
     async def _ask(

@@ -1,6 +1,7 @@
 """What is on its way to us, by who pushes it: results that come by themselves need not be fetched.
 
-What one member pushes to another comes in order, its contributions before its results.
+What one member pushes to another comes in order, its contributions before its results, unless it is small and
+soon here.
 """
 
 from __future__ import annotations

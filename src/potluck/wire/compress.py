@@ -34,16 +34,26 @@ def decompress(small: bytes, size: int) -> bytes:
     Raises:
         CorruptData: it is not what ``compress`` makes of so many bytes.
     """
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        planes = unpacker.decompress(small, size + 1)
-    except zlib.error as error:
-        raise CorruptData(f"compressed content can't be read: {error}") from error
-    if len(planes) != size or not unpacker.eof or unpacker.unused_data:
-        raise CorruptData(f"compressed content does not come to the {size} bytes that it should have")
+    planes = inflate(small, size, "compressed content")
     whole = size // VALUE_BYTES * VALUE_BYTES
     values = np.frombuffer(planes, np.uint8, whole).reshape(VALUE_BYTES, -1).T
     return values.tobytes() + planes[whole:]
+
+
+def inflate(deflated: bytes | memoryview, size: int, what: str) -> bytes:
+    """The ``size`` bytes in raw DEFLATE; no more memory is taken than for them.
+
+    Raises:
+        CorruptData: ``what`` it is does not come to so many bytes, or goes on after them.
+    """
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        found = unpacker.decompress(deflated, size + 1)
+    except zlib.error as error:
+        raise CorruptData(f"{what} can't be read: {error}") from error
+    if len(found) != size or not unpacker.eof or unpacker.unused_data:
+        raise CorruptData(f"{what} of another length than the {size} bytes that are due")
+    return found
 
 
 def _planes(raw: bytes) -> NDArray[np.uint8]:
