@@ -17,7 +17,8 @@ from potluck.app.reporter import Reporter
 from potluck.errors import RunOver, UsageError
 from potluck.hub.site import Nats
 from potluck.recipe import Recipe, preset
-from potluck.run import Run, host, join, resume
+from potluck.run import Run
+from potluck.start import host, join, resume
 from potluck.store.keep import USUAL, Keep
 from potluck.wire.invite import Invite
 
