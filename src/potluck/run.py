@@ -70,8 +70,9 @@ class Run:
     ) -> None:
         self.invite = invite.text()
         """What others join with: ``potluck join INVITE``."""
-        self._claim = claimed
+        self._claim, self._place = claimed, place
         self._trainer: Trainer | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
         self._hooks: list[Any] = []
         self._left = False
         self._metrics = Metrics(place.directory)
@@ -130,18 +131,22 @@ class Run:
                 is done. Without one they are yours.
 
         Raises:
-            UsageError: this run trains no model, or has an optimizer already.
+            UsageError: this run was left or trains no model, or has an optimizer of other parameters.
             RecipeError: the schedule does not make sense, or falls towards an end that the run does not have.
         """
+        self._present()
         if self._trainer is None:
             raise UsageError("this run was joined without a model: there is nothing to optimize")
         if isinstance(schedule, Schedule):
             schedule.validate(self.recipe.end.exists)
+        if self._optimizer is not None and _trains(self._optimizer) == _trains(optimizer):
+            self._unhook()  # the same once more, as when a notebook's cell is run again
+        self._trainer.attach(optimizer, tokens_per_step)
+        self._optimizer = optimizer
         self._hooks.append(optimizer.register_step_post_hook(self._stepped))
         if schedule is not None:
             rates = follow(schedule, lambda: self.done, lambda: self.tokens)
             self._hooks.append(optimizer.register_step_pre_hook(rates))
-        self._trainer.attach(optimizer, tokens_per_step)
         return optimizer
 
     def batches(
@@ -180,6 +185,7 @@ class Run:
             UsageError: no model is trained here, or the run leases no data.
             RunOver: the run is over.
         """
+        self._present()
         if self._trainer is None:
             raise UsageError("this run was joined without a model: there is nothing to train")
         if not self._node.genesis.blocks:
@@ -255,6 +261,7 @@ class Run:
             ModelMismatch: it is not the run's model.
             UsageError: there is a model already.
         """
+        self._present()
         if self._trainer is not None:
             raise UsageError("this run trains a model already")
         self._adopt(model)
@@ -335,13 +342,26 @@ class Run:
 
     def _final_state(self) -> None:
         """Leave the shared state in the model: what everybody has."""
-        for hook in self._hooks:
-            hook.remove()
         if self._trainer is not None:
-            self._trainer.detach()
+            self._unhook()
             plane = self._node.actions.state.plane
             if plane is not None:
                 self._trainer.write(plane.theta)
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._trainer is not None:
+            self._trainer.detach()
+
+    def _present(self) -> None:
+        if self._left:
+            raise UsageError(
+                f"this run is over ({self.over}): host another"
+                if self.over
+                else "this run was left: come back with potluck.join(run.invite, model)"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -377,6 +397,11 @@ class Run:
         self._background.stop(self._node.close(), STOP_S)
         sys.setswitchinterval(self._switch_s)
         self._claim.release()
+
+
+def _trains(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Which parameters an optimizer has, as objects."""
+    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
 
 
 def _warm_up() -> None:

@@ -50,18 +50,23 @@ def test_a_run_tells_what_happens_in_it_and_keeps_metrics(
     def fails(event: potluck.Event) -> None:
         raise ValueError("not our day")
 
-    with potluck.host(recipe(6), model, directory=tmp_path / "anna", listen=LISTEN, name="anna") as run:
+    where: dict[str, Any] = {"directory": tmp_path / "anna", "listen": LISTEN}
+    hosted: list[potluck.Run] = []
+    thread = threading.Thread(target=lambda: hosted.append(potluck.host(recipe(6), model, **where)))
+    thread.start()  # any thread may host or join
+    thread.join(60)
+    with hosted[0] as run:
         run.on("problem", note)
         run.on("round", fails)
         for kind in ("round", "peer", "over"):
             run.on(kind, note)
         optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05))
-        follower = potluck.join(
-            run.invite, directory=tmp_path / "bert", listen=LISTEN, name="bert", trains=False
-        )
+        # From the same directory: who trains does not go because of one that only looks on.
+        follower = potluck.join(run.invite, name="bert", trains=False, **where)
         with follower, caplog.at_level(logging.ERROR, "potluck"):
             follower.wait_ready()
             assert follower.theta.shape == (72,)
+            assert {p.phase for p in follower.peers} == {"training", "following"}
             steps(run, model, optimizer, 0.4)
         told = [event.reason for event in events]
         assert told.count("bert is here") == 1
