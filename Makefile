@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.scale --bar
 	$(BIN)/python -m bench.codec --bar
 	$(BIN)/python -m bench.bits --bar
+	$(BIN)/python -m bench.lines --bar
 
 bench-short: $(READY)
 	$(BIN)/python -m bench.convergence --quick --bar
@@ -51,6 +52,7 @@ bench-short: $(READY)
 	$(BIN)/python -m bench.bits --quick --bar
 	$(BIN)/python -m bench.allreduce --quick --bar
 	$(BIN)/python -m bench.utilisation --quick --bar
+	$(BIN)/python -m bench.lines --quick --bar
 
 # Tables and figures of docs/benchmarks.md, anew from bench/results.
 plots: $(READY)

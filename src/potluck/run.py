@@ -298,9 +298,9 @@ class Run:
         """Give what is logged to trackers as well.
 
         Args:
-            trackers: names that ``accelerate.tracking`` knows (``"tensorboard"``, ``"wandb"``, ``"trackio"``,
-                ``"mlflow"``), which write to this peer's directory where they need one; or trackers of your
-                own, an ``Accelerator``, or whatever has ``log(values, step=…)``.
+            trackers: names that ``accelerate.tracking`` knows (``"tensorboard"``, which writes to this peer's
+                directory, ``"wandb"``, ``"trackio"``, ``"mlflow"``), with the recipe's name as the project;
+                or trackers of your own, an ``Accelerator``, or whatever has ``log(values, step=…)``.
 
         Raises:
             UsageError: there is none of this name, or its package is missing.

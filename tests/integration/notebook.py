@@ -104,7 +104,9 @@ async def notebook(cells: Cells) -> None:
     cells.run(LOOP)
     cells.run(OPTIMIZER)
     cells.run(LOOP)
-    await asyncio.sleep(0)  # the notebook's own loop goes on between cells
+    turned = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(turned.set_result, None)
+    await turned  # the notebook's own loop goes on between cells
     cells.run(MODEL)
     cells.run(HOST)  # the same run, with the new model
     cells.run(OPTIMIZER)
