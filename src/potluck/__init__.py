@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.hub.site import Nats
-    from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
-    from potluck.run import Run, host, join, resume
+    from potluck.peer.events import Event
+    from potluck.recipe import Data, End, Inner, Outer, Recipe, Rounds, Task
+    from potluck.recipe.schedule import Schedule
+    from potluck.run import Run
+    from potluck.start import host, join, resume
     from potluck.store.keep import Keep
 
 __version__ = "0.1.0"
@@ -16,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Data": "potluck.recipe",
     "End": "potluck.recipe",
+    "Event": "potluck.peer.events",
     "Inner": "potluck.recipe",
     "Keep": "potluck.store.keep",
     "Nats": "potluck.hub.site",
@@ -25,15 +29,17 @@ _HOMES = {
     "Rounds": "potluck.recipe",
     "Run": "potluck.run",
     "RunOver": "potluck.errors",
+    "Schedule": "potluck.recipe.schedule",
     "Task": "potluck.recipe",
-    "host": "potluck.run",
-    "join": "potluck.run",
-    "resume": "potluck.run",
+    "host": "potluck.start",
+    "join": "potluck.start",
+    "resume": "potluck.start",
 }
 
 __all__ = [
     "Data",
     "End",
+    "Event",
     "Inner",
     "Keep",
     "Nats",
@@ -43,6 +49,7 @@ __all__ = [
     "Rounds",
     "Run",
     "RunOver",
+    "Schedule",
     "Task",
     "host",
     "join",

@@ -1,4 +1,4 @@
-"""The public API: start a run or join one, in a few lines around your own training loop.
+"""A run as its user has it in hand: a few lines around your own training loop. ``start`` has how it begins.
 
 with potluck.join(invite, model) as run:
     optimizer = run.optimizer(torch.optim.AdamW(model.parameters(), lr=2e-3))
@@ -10,27 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
-import secrets
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
-from potluck.hub.launch import launch_hub
-from potluck.hub.site import Nats
-from potluck.identity import Claim, data_directory
+from potluck.identity import Claim
 from potluck.peer.background import Background
-from potluck.peer.disks import claim_for
+from potluck.peer.events import Event, Kind
+from potluck.peer.metrics import Metrics, Tracker
 from potluck.peer.node import Node
 from potluck.peer.place import Founding, Place
-from potluck.peer.resume import prepare
 from potluck.recipe import Recipe
-from potluck.store.keep import USUAL, Keep
+from potluck.recipe.schedule import Schedule, follow
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
 
@@ -76,10 +70,12 @@ class Run:
     ) -> None:
         self.invite = invite.text()
         """What others join with: ``potluck join INVITE``."""
-        self._claim = claimed
+        self._claim, self._place = claimed, place
         self._trainer: Trainer | None = None
-        self._failing: Any = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._hooks: list[Any] = []
         self._left = False
+        self._metrics = Metrics(place.directory)
         # Python hands the interpreter over every 5 ms, which starves the network beside a loop in pure Python
         # (20 MB/s; 93 MB/s at 1 ms). It is put back when the run is left.
         self._switch_s = sys.getswitchinterval()
@@ -102,6 +98,7 @@ class Run:
 
         trainer = Trainer(model, self._node.actions.handover)
         trainer.check(self._node.genesis.tensors)
+        trainer.at_boundary = self._node.events.tell
         self._trainer = trainer
         self._call(self._node.enlist(), ANSWER_S)
         _warm_up()
@@ -117,7 +114,11 @@ class Run:
     # -- the loop --------------------------------------------------------------------------------
 
     def optimizer(
-        self, optimizer: torch.optim.Optimizer, *, tokens_per_step: int | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        tokens_per_step: int | None = None,
+        schedule: Schedule | Callable[[float], float] | None = None,
     ) -> torch.optim.Optimizer:
         """Join an optimizer to the run and return it: its ``step()`` becomes the boundary of an inner step.
 
@@ -125,14 +126,27 @@ class Run:
             optimizer: any PyTorch optimizer over the model's parameters.
             tokens_per_step: what one step counts as; by default what went into the model in training mode
                 since the last step (elements of integer inputs, rows of others).
+            schedule: sets the learning rates before each step, by the run's progress instead of this peer's:
+                the optimizer's own times what the schedule says, or a function of the share of the run that
+                is done. Without one they are yours.
 
         Raises:
-            UsageError: this run trains no model, or has an optimizer already.
+            UsageError: this run was left or trains no model, or has an optimizer of other parameters.
+            RecipeError: the schedule does not make sense, or falls towards an end that the run does not have.
         """
+        self._present()
         if self._trainer is None:
             raise UsageError("this run was joined without a model: there is nothing to optimize")
+        if isinstance(schedule, Schedule):
+            schedule.validate(self.recipe.end.exists)
+        if self._optimizer is not None and _trains(self._optimizer) == _trains(optimizer):
+            self._unhook()  # the same once more, as when a notebook's cell is run again
         self._trainer.attach(optimizer, tokens_per_step)
-        self._failing = optimizer.register_step_post_hook(lambda *_: self._check())
+        self._optimizer = optimizer
+        self._hooks.append(optimizer.register_step_post_hook(self._stepped))
+        if schedule is not None:
+            rates = follow(schedule, lambda: self.done, lambda: self.tokens)
+            self._hooks.append(optimizer.register_step_pre_hook(rates))
         return optimizer
 
     def batches(
@@ -171,6 +185,7 @@ class Run:
             UsageError: no model is trained here, or the run leases no data.
             RunOver: the run is over.
         """
+        self._present()
         if self._trainer is None:
             raise UsageError("this run was joined without a model: there is nothing to train")
         if not self._node.genesis.blocks:
@@ -222,9 +237,18 @@ class Run:
         return self._node.core.catchup.round
 
     @property
+    def tokens(self) -> float:
+        """Tokens that the run has done: what is committed, and what its peers say they have done since. The
+        number never goes back.
+        """
+        return self._node.watcher.course.tokens
+
+    @property
     def done(self) -> float:
-        """The share of the run, 0 to 1, that is committed, by ``end.tokens`` or ``end.rounds``."""
-        return self.recipe.end.done(self.view.tokens, self.view.round)
+        """The share of the run, 0 to 1, that is done, as ``tokens``: by the recipe's ``end``, whichever limit
+        comes first; 0 if it has none.
+        """
+        return self._node.watcher.course.done
 
     def task_files(self) -> dict[str, bytes]:
         """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""
@@ -237,9 +261,52 @@ class Run:
             ModelMismatch: it is not the run's model.
             UsageError: there is a model already.
         """
+        self._present()
         if self._trainer is not None:
             raise UsageError("this run trains a model already")
         self._adopt(model)
+
+    # -- telling ---------------------------------------------------------------------------------
+
+    def on(self, event: Kind, callback: Callable[[Event], object]) -> None:
+        """Call ``callback`` with each event of a kind: ``"round"`` (a committed round is in the model here),
+        ``"peer"`` (somebody came or went), ``"over"`` or ``"problem"``; ``Event.reason`` says it in words.
+
+        It is called by the thread that trains, at its next boundary (an optimizer step, or while ``batches``
+        or ``wait_over`` wait), and at the latest by ``leave``; never by the network's. One that fails is told
+        in the log, and the run goes on. To end the training from there, raise ``RunOver``.
+
+        Raises:
+            UsageError: there are no such events.
+        """
+        self._node.events.on(event, callback)
+
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Keep metrics of this peer: in ``metrics.jsonl`` in its directory, a line of JSON with the time, the
+        round, the step and the run's tokens; and in the trackers of ``track``.
+
+        Args:
+            values: numbers and text by name; tensors of one value will do.
+            step: the peer's own inner steps by default, which go on counting when it comes back.
+
+        Raises:
+            UsageError: a value is neither number nor text.
+        """
+        self._metrics.log(values, self.round, self.view.tokens, step)
+
+    def track(self, *trackers: str | Tracker) -> None:
+        """Give what is logged to trackers as well.
+
+        Args:
+            trackers: names that ``accelerate.tracking`` knows (``"tensorboard"``, which writes to this peer's
+                directory, ``"wandb"``, ``"trackio"``, ``"mlflow"``), with the recipe's name as the project;
+                or trackers of your own, an ``Accelerator``, or whatever has ``log(values, step=…)``.
+
+        Raises:
+            UsageError: there is none of this name, or its package is missing.
+        """
+        for tracker in trackers:
+            self._metrics.track(tracker, self.recipe.name)
 
     # -- going -----------------------------------------------------------------------------------
 
@@ -250,7 +317,9 @@ class Run:
             if deadline is not None and time.monotonic() > deadline:
                 return False
             self._check()
+            self._node.events.tell()
             time.sleep(0.1)
+        self._node.events.tell()
         return True
 
     def leave(self) -> None:
@@ -267,16 +336,32 @@ class Run:
         finally:
             self._final_state()
             self._stop()
+            with contextlib.suppress(RunOver):
+                self._node.events.tell()
+            self._metrics.close()
 
     def _final_state(self) -> None:
         """Leave the shared state in the model: what everybody has."""
-        if self._failing is not None:
-            self._failing.remove()
         if self._trainer is not None:
-            self._trainer.detach()
+            self._unhook()
             plane = self._node.actions.state.plane
             if plane is not None:
                 self._trainer.write(plane.theta)
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._trainer is not None:
+            self._trainer.detach()
+
+    def _present(self) -> None:
+        if self._left:
+            raise UsageError(
+                f"this run is over ({self.over}): host another"
+                if self.over
+                else "this run was left: come back with potluck.join(run.invite, model)"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -299,6 +384,9 @@ class Run:
         """Something of the network thread's, as it is at one moment."""
         return read() if self._left else self._background.read(read, ANSWER_S)
 
+    def _stepped(self, *_: object) -> None:
+        self._metrics.step += 1
+
     def _check(self) -> None:
         failure = self._node.actions.handover.failure
         if failure is not None:
@@ -311,177 +399,9 @@ class Run:
         self._claim.release()
 
 
-def host(
-    recipe: Recipe,
-    model: torch.nn.Module | None = None,
-    *,
-    name: str = "",
-    directory: Path | str | None = None,
-    listen: str = "0.0.0.0",  # noqa: S104 – friends' machines are elsewhere; admission is by invite
-    hub: str = "",
-    nats: Nats | None = None,
-    base: Path | None = None,
-    keep: Keep = USUAL,
-    watch: Callable[[str], None] | None = None,
-) -> Run:
-    """Start a run: a hub in a process of its own, and this process as the first peer.
-
-    Args:
-        recipe: what all peers will agree on.
-        model: what is trained. Without one, the recipe's built-in task makes it (see ``Run.adopt``).
-        name: what others see; the machine's name by default.
-        directory: where keys and runs are kept; the user's data directory by default.
-        listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
-        hub: the invite of a hub that runs already (``potluck hub``) and has no run yet.
-        nats: the NATS that your site runs already, to keep the run's ledger instead of the hub itself. Peers
-            still need nothing but the invite.
-        base: the directory that the recipe's paths are relative to; the working directory by default.
-        keep: what this machine keeps of the run besides what every peer does.
-        watch: called from the network thread with each event in words.
-
-    Raises:
-        PotluckError: the recipe, the model, the disk or the network is not as it must be, and why.
-    """
-    recipe.validate()
-    if hub and nats:
-        raise UsageError("the hub that runs already has its ledger: name a NATS for it, or the hub, not both")
-    home = Path(directory) if directory is not None else data_directory()
-    founding = _founding(recipe, model, base or Path())
-    if not hub:
-        place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
-        hub = launch_hub(place, host=listen, nats=nats).invite
-    run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
-    run._begin(founding)
-    return _with_model(run, model)
-
-
-def join(
-    invite: str,
-    model: torch.nn.Module | None = None,
-    *,
-    name: str = "",
-    directory: Path | str | None = None,
-    listen: str = "0.0.0.0",  # noqa: S104 – as in host
-    trains: bool = True,
-    keep: Keep = USUAL,
-    watch: Callable[[str], None] | None = None,
-) -> Run:
-    """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
-
-    Args:
-        invite: what the host's ``potluck host`` printed.
-        trains: False only follows: the state is kept up to date, nothing is contributed.
-
-    Raises:
-        InviteError: mistyped, truncated, expired, or for another run.
-        ModelMismatch: the model is not the run's.
-        PotluckError: the hub can't be reached, or the disk or the network fails.
-    """
-    home = Path(directory) if directory is not None else data_directory()
-    run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
-    run._begin(None)
-    return _with_model(run, model)
-
-
-def resume(
-    source: Path | str,
-    model: torch.nn.Module | None = None,
-    *,
-    name: str = "",
-    directory: Path | str | None = None,
-    listen: str = "0.0.0.0",  # noqa: S104 – as in host
-    nats: Nats | None = None,
-    keep: Keep = USUAL,
-    watch: Callable[[str], None] | None = None,
-) -> Run:
-    """Go on with a run from one peer's disk, or an archive, when its hub and all other peers are lost.
-
-    A new hub is started and gets the same records in the same order; others join with its invite, with
-    their own disks if they have them. Arguments as in ``host``.
-
-    Args:
-        source: a peer's directory, or the data directory that holds it, or an archive's URL.
-        directory: where keys and runs are kept; by default where ``source`` stands, if it stands in one. Else
-            what is needed of ``source`` is copied there.
-
-    Raises:
-        UsageError: there is no copy of a run, or its peer or its hub is up.
-        StoreError: ``source`` does not hold enough, and what is missing.
-        CorruptData: its journal is damaged or altered, and where.
-        PotluckError: as ``host``.
-    """
-    prepared = prepare(source, Path(directory) if directory is not None else None)
-    with _released(prepared.claimed):
-        if prepared.warning:
-            (watch or log.warning)(prepared.warning)
-        hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
-        launched = launch_hub(
-            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run, nats=nats
-        )
-        place = _place(prepared.claimed, prepared.directory, name, listen, keep)
-        run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
-    run._begin(None)
-    return _with_model(run, model)
-
-
-def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
-    if model is not None:
-        try:
-            run._adopt(model)
-        except BaseException:
-            run.leave()
-            raise
-    return run
-
-
-def _start(
-    text: str,
-    home: Path,
-    name: str,
-    listen: str,
-    watch: Callable[[str], None] | None,
-    *,
-    trains: bool,
-    keep: Keep,
-) -> Run:
-    invite = Invite.parse(text)
-    claimed = claim_for(home, invite.run)
-    with _released(claimed):
-        place = _place(claimed, home / "runs" / invite.run / claimed.directory.name, name, listen, keep)
-        return Run(invite, claimed, replace(place, trains=trains), watch)
-
-
-def _place(claimed: Claim, directory: Path, name: str, listen: str, keep: Keep) -> Place:
-    who = name or f"{platform.node()}-{claimed.directory.name.rpartition('-')[2]}"
-    return Place(claimed.identity, directory, who, listen, keep=keep)
-
-
-@contextlib.contextmanager
-def _released(claimed: Claim) -> Iterator[None]:
-    """Released if something fails inside; else it is the run's."""
-    try:
-        yield
-    except BaseException:
-        claimed.release()
-        raise
-
-
-def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
-    """What the first peer brings: of its own model, or of the recipe's built-in task."""
-    from potluck.data.assets import build_assets
-    from potluck.data.blocks import blocks_of
-    from potluck.peer.handover import Handover
-    from potluck.peer.trainer import Trainer
-    from potluck.tasks import task
-
-    assets: dict[str, bytes] = {}
-    blocks = blocks_of(recipe.data.samples, recipe.data.block) if recipe.data.samples else 0
-    if model is None:
-        assets = build_assets(recipe, base=base)
-        work = task(recipe, assets)
-        model, blocks = work.model(base=base), work.blocks
-    trainer = Trainer(model, Handover(lambda *_: None))
-    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)
+def _trains(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Which parameters an optimizer has, as objects."""
+    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
 
 
 def _warm_up() -> None:
@@ -495,6 +415,3 @@ def _warm_up() -> None:
 
 async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:
     return Node(invite, place, watch)
-
-
-__all__ = ["Keep", "Nats", "Run", "host", "join", "resume"]
