@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
 from potluck.identity import Claim
+from potluck.peer.actions import EVALUATE_S
 from potluck.peer.background import Background
 from potluck.peer.node import Node
 from potluck.peer.place import Founding, Place
@@ -167,6 +168,36 @@ class Run:
             raise UsageError("this run does not share its data out: its host's recipe says nothing of data")
         return self._trainer.blocks()
 
+    def evaluate(
+        self, measure: Callable[[Any], Any], every: int = 0, *, higher_is_better: bool = False
+    ) -> None:
+        """Have the run's shared states measured on held-out data, and the figures recorded in its ledger.
+
+        Of all peers that call this, one at a time does it, in turn: in a thread of its own, on a copy of the
+        model with the shared parameters, while training goes on.
+
+        Args:
+            measure: called with that copy, in evaluation mode and without gradients. It returns a number, or
+                numbers by name; by the first of them states are compared.
+            every: rounds between two evaluations; those between two snapshots by default.
+            higher_is_better: of the first number; else less of it is better, as of a loss.
+
+        Raises:
+            UsageError: no model is trained here, it is measured already, or ``every`` is no number of rounds.
+        """
+        from potluck.peer.evaluator import Evaluator
+
+        if self._trainer is None:
+            raise UsageError("this run was joined without a model: there is nothing to evaluate")
+        if self._node.actions.evaluator is not None:
+            raise UsageError("this run has an evaluation already: return several numbers by name from one")
+        if every < 0:
+            raise UsageError(f"an evaluation every {every} rounds makes no sense: give 1 or more")
+        every = every or self.recipe.rounds.snapshot_every
+        self._call(
+            self._node.actions.evaluates(Evaluator(self._trainer, measure, every, higher_is_better)), ANSWER_S
+        )
+
     @property
     def recipe(self) -> Recipe:
         """What all peers of the run agree on."""
@@ -253,7 +284,8 @@ class Run:
                 if self._trainer is not None:
                     self._trainer.meet()
                 size = self._node.actions.state.size
-                self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S)
+                evaluates_s = EVALUATE_S if self.over is not None else 0.0
+                self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S + evaluates_s)
         finally:
             self._final_state()
             self._stop()

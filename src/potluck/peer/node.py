@@ -18,7 +18,7 @@ from potluck import __version__
 from potluck.errors import LedgerUnavailable, PotluckError, Refused, UsageError
 from potluck.hub.client import HubClient
 from potluck.net.tls import TlsTransport
-from potluck.peer.actions import Actions
+from potluck.peer.actions import LINGER_S, Actions
 from potluck.peer.archiver import Archiver
 from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
@@ -50,9 +50,6 @@ BEAT_S = 1.0
 
 LEAVE_S = 3.0
 """How long a leaving peer stays for the round in flight, in seconds."""
-
-LINGER_S = 10.0
-"""How long a peer stays after the run's end for those who lack its last parts, in seconds."""
 
 GENESIS_S = 120.0
 """How long a joiner waits for a run that has not begun, in seconds."""
@@ -207,6 +204,7 @@ class Node:
             have=have,
             snapshot_every=rounds.snapshot_every,
             keep_snapshots=self._place.keep.snapshots,
+            keep_best=self._place.keep.best,
         )
         self.links = Links(self._transport, self._invite.run, self.session)
         self.actions = Actions(
@@ -431,6 +429,8 @@ class Node:
             self.actions.withdraw()
             self.announce()
             over = self.core.over
+            if over:
+                await self.actions.evaluated()
             deadline = self._now() + (LINGER_S if over else LEAVE_S)
             while self._now() < deadline and not (  # noqa: ASYNC110 – what ends it has many sources
                 self._last_to_go() if over else self.core.may_leave
@@ -449,6 +449,8 @@ class Node:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
+        if self._core_built and self.actions.evaluator is not None:
+            await asyncio.to_thread(self.actions.evaluator.close)
         await asyncio.gather(*tasks, return_exceptions=True)
         leaves_well, self._leaves_well = self._leaves_well, False
         if leaves_well:  # when nothing that is sent or reduced here can change it any more

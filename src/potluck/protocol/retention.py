@@ -1,4 +1,6 @@
-"""What a peer keeps on its disk: the last recorded snapshots, and the parts of rounds since the oldest."""
+"""What a peer keeps on its disk: the last recorded snapshots, the parts of rounds since the oldest, and what
+the best evaluated state follows from.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ class Retention:
         self._snapshots: dict[int, tuple[str, ...]] = {}
         self._parts: dict[int, tuple[str, ...]] = {}
         self._named: set[str] = set()
+        self._best: tuple[int, frozenset[str]] | None = None
         self.at_head = False
         """An open has named this life: all that is here has a record, or is the open round's."""
 
@@ -42,6 +45,19 @@ class Retention:
         for round_ in [r for r in self._parts if r <= last[0]]:
             del self._parts[round_]
 
+    def best(self, round_: int | None, have: set[str]) -> None:
+        """The state after this round is the best that was evaluated: the newest snapshot until then that is
+        here stays, with the parts of the rounds between. If none is, it can't be kept.
+        """
+        if self._best is not None and self._best[0] == round_:
+            return
+        self._best = None
+        whole = [r for r, names in self._snapshots.items() if r <= (round_ or 0) and have.issuperset(names)]
+        if round_ is not None and whole:
+            start = max(whole)
+            some = [self._snapshots[start], *(self._parts[r] for r in self._parts if start < r <= round_)]
+            self._best = round_, frozenset(digest for names in some for digest in names)
+
     def drop(self, have: set[str], keep: set[str]) -> frozenset[str]:
         """Take from ``have`` what nobody will ask for any more; returns that. ``keep`` is kept as well.
 
@@ -56,6 +72,7 @@ class Retention:
 
     def keep(self) -> set[str]:
         """Digests of what is kept."""
-        return {
+        kept = {
             digest for some in (self._snapshots, self._parts) for names in some.values() for digest in names
         }
+        return kept if self._best is None else kept | self._best[1]

@@ -74,6 +74,9 @@ class CausalLM:
         self._heldout = _tokens(assets["heldout.bin"], vocab, "heldout.bin")
         self._heldout_bytes = _heldout_bytes(assets["meta.json"])
 
+    metrics = ("loss", "bits per byte")
+    """What ``evaluate`` returns."""
+
     @property
     def step_tokens(self) -> int:
         """Tokens of one inner step."""
