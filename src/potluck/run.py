@@ -67,6 +67,8 @@ class Run:
     ) -> None:
         self.invite = invite.text()
         """What others join with: ``potluck join INVITE``."""
+        self.directory = place.directory
+        """This peer's copy of the run, as ``potluck verify`` reads it."""
         self._claim = claimed
         self._trainer: Trainer | None = None
         self._failing: Any = None
@@ -246,6 +248,24 @@ class Run:
     def done(self) -> float:
         """The share of the run, 0 to 1, that is committed, by ``end.tokens`` or ``end.rounds``."""
         return self.recipe.end.done(self.view.tokens, self.view.round)
+
+    def bring_best(self, patience_s: float = 10.0) -> int:
+        """Have what the best evaluated state follows from on this disk too; returns that state's round.
+
+        Raises:
+            UsageError: nothing is evaluated yet.
+            EnvironmentProblem: nobody who is there has kept it.
+        """
+        found = self.view.evaluations
+        if found.best is None:
+            raise UsageError("no state of this run is evaluated yet: take the last one")
+        lost = f"nobody who is there has kept the best evaluated state, of round {found.best.round}"
+        if found.grounds is None:
+            raise EnvironmentProblem(f"{lost}: it was old already when it was evaluated")
+        what = f"the best state, of round {found.best.round}"
+        if not self._call(self._node.bring(found.grounds.content(), what, patience_s), None):
+            raise EnvironmentProblem(f"{lost}: try again when other peers are there, or take the last one")
+        return found.best.round
 
     def task_files(self) -> dict[str, bytes]:
         """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""

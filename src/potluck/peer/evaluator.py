@@ -29,7 +29,7 @@ Metrics = tuple[tuple[str, float], ...]
 NICE = 10
 """So much the thread lets others go first, as ``nice`` counts it."""
 
-END_S = 5.0
+END_S = 2.0
 """How long an evaluation that is broken off may take to end, in seconds: until its next call of the model."""
 
 MOST = 64

@@ -8,7 +8,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -402,6 +402,18 @@ class Node:
                 self.check()
                 await self._fetch_anywhere(name, size, blob.name)
         return bytes(await self.actions.work(read_blob, self._store, blob))
+
+    async def bring(self, content: Iterable[tuple[str, int]], what: str, patience_s: float) -> bool:
+        """Have content, digests with their bytes, in the store; whether all of it could be had in time."""
+        until = self._now() + patience_s
+        for name, size in content:
+            while not await self.actions.work(self._store.has, name):
+                self.check()
+                if self._now() >= until:
+                    return False
+                await self._fetch_anywhere(name, size, what)
+            until = self._now() + patience_s
+        return True
 
     async def _fetch_anywhere(self, name: str, size: int, what: str) -> None:
         others: Sequence[Progress] = [

@@ -147,7 +147,7 @@ class PeerCore:
         self.exchange, self._spreading = Exchange(self.view.open, self.me, now), None
         self._patient_until = 0.0
         self.keeping.retention.at_head |= self.exchange.index is not None
-        self.keeping.judged(self.view.evaluations.best)
+        self.keeping.judged(self.view.evaluations.grounds)
         at_base = self.catchup.round == body.round - 1
         if at_base and self.catchup.state != body.base:
             self._note(
@@ -188,7 +188,7 @@ class PeerCore:
 
     def _evaluated(self, body: Evaluation) -> None:
         self.evaluating.followed(body)
-        self.keeping.judged(self.view.evaluations.best)
+        self.keeping.judged(self.view.evaluations.grounds)
         self._note(f"round {body.round} evaluated: {told(body)}; {body.reason}")
 
     def _needed(self) -> set[str]:

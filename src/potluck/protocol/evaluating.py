@@ -82,7 +82,7 @@ class Evaluating:
 
     def awaited(self, view: RunView) -> bool:
         """Whether the state that the run ended with is still to be evaluated, by us or others."""
-        return view.finished is not None and self._what(view) is not None and self._what(view) != self._failed
+        return view.finished is not None and self._what(view) not in (None, self._failed)
 
     def _what(self, view: RunView) -> object:
         """What is due, by a name; None if nothing is."""

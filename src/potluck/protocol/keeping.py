@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 from potluck.protocol.catchup import chunks
 from potluck.protocol.effects import Drop
+from potluck.protocol.evaluations import Grounds
 from potluck.protocol.retention import Retention
 from potluck.protocol.written import Written
-from potluck.wire.records import Evaluation, Snapshot, manifest
+from potluck.wire.records import Snapshot, manifest
 
 Recorded = Mapping[int, Snapshot]
 
@@ -24,7 +25,8 @@ class Keeping:
     def __init__(self, have: set[str], snapshots: int, best: bool) -> None:
         self.retention = Retention(snapshots)
         self.written = Written()
-        self._have, self._best, self._sweeps = have, best, False
+        self._have, self._keeps_best, self._sweeps = have, best, False
+        self._grounds: Grounds | None = None
 
     def recorded(self, body: Snapshot, oldest: int) -> None:
         """A snapshot is in the ledger, and ``oldest`` is the first that others may still ask for."""
@@ -37,10 +39,19 @@ class Keeping:
         self._sweeps |= self.written.add(snapshot, recorded)
         self._have.update(digest for digest, _ in chunks(snapshot.files))
 
-    def judged(self, best: Evaluation | None) -> None:
-        """This is the best evaluation now."""
-        if self._best:
-            self.retention.best(best.round if best is not None else None, self._have)
+    @property
+    def best(self) -> set[str]:
+        """Content that stays because the best evaluated state follows from it."""
+        return {digest for digest, _ in self._grounds.content()} if self._grounds is not None else set()
+
+    def judged(self, grounds: Grounds | None) -> None:
+        """The best evaluated state follows from this; it stays if it is here (parts may be to come)."""
+        if not self._keeps_best or grounds is self._grounds:
+            return
+        self._grounds = None
+        if grounds is not None and self._have.issuperset(d for d, _ in chunks(grounds.snapshot.files)):
+            self._grounds = grounds
+        self.retention.best(frozenset(self.best))
 
     def sweep(self, also: Callable[[], set[str]]) -> Drop | None:
         """What nobody will ask for any more, if that may have changed; ``also`` is kept besides."""

@@ -22,7 +22,7 @@ class Retention:
         self._snapshots: dict[int, tuple[str, ...]] = {}
         self._parts: dict[int, tuple[str, ...]] = {}
         self._named: set[str] = set()
-        self._best: tuple[int, frozenset[str]] | None = None
+        self._best = frozenset[str]()
         self.at_head = False
         """An open has named this life: all that is here has a record, or is the open round's."""
 
@@ -45,18 +45,9 @@ class Retention:
         for round_ in [r for r in self._parts if r <= last[0]]:
             del self._parts[round_]
 
-    def best(self, round_: int | None, have: set[str]) -> None:
-        """The state after this round is the best that was evaluated: the newest snapshot until then that is
-        here stays, with the parts of the rounds between. If none is, it can't be kept.
-        """
-        if self._best is not None and self._best[0] == round_:
-            return
-        self._best = None
-        whole = [r for r, names in self._snapshots.items() if r <= (round_ or 0) and have.issuperset(names)]
-        if round_ is not None and whole:
-            start = max(whole)
-            some = [self._snapshots[start], *(self._parts[r] for r in self._parts if start < r <= round_)]
-            self._best = round_, frozenset(digest for names in some for digest in names)
+    def best(self, content: frozenset[str]) -> None:
+        """This content stays besides: the best evaluated state follows from it."""
+        self._best = content
 
     def drop(self, have: set[str], keep: set[str]) -> frozenset[str]:
         """Take from ``have`` what nobody will ask for any more; returns that. ``keep`` is kept as well.
@@ -75,4 +66,4 @@ class Retention:
         kept = {
             digest for some in (self._snapshots, self._parts) for names in some.values() for digest in names
         }
-        return kept if self._best is None else kept | self._best[1]
+        return kept | self._best

@@ -103,7 +103,7 @@ class RunView:
         if isinstance(body, Snapshot):
             return self._snapshot(body)
         if isinstance(body, Evaluation):
-            return self.evaluations.follow(body, self.round)
+            return self.evaluations.follow(body, self.round, self.snapshots, self.commits)
         self.finished, self.open = body, None
         return None
 

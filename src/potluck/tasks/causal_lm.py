@@ -33,7 +33,7 @@ from potluck.tasks.muon import Muon
 Batch = dict[str, torch.Tensor]
 
 _FILES = ("tokenizer.json", "config.json", "train.bin", "heldout.bin", "meta.json")
-_EXPORT_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".toml", ".txt")
+_EXPORT_SUFFIXES = (".json", ".jinja", ".md", ".model", ".safetensors", ".toml", ".txt")
 _EXPORT_MARK = "potluck-recipe.toml"
 _TEMPERATURE = 0.8
 _BETAS = (0.9, 0.95)

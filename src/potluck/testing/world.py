@@ -61,8 +61,7 @@ fastest that can be said.
 """
 
 EVALUATE_S = (0.5, 6.0)
-FAILS = 0.1
-"""How long an evaluation takes, in seconds, and the share of those that fail."""
+"""How long an evaluation takes, in seconds."""
 
 REJOIN_S = 10.0
 """So long after a model went wrong its peer has got rid of it, and of what was trained in it."""
@@ -452,14 +451,12 @@ class SimPeer(Caller):
         self.poll()
 
     def _evaluate(self) -> None:
-        """A model of the shared state is measured, which may fail, beside all else."""
+        """The shared state is measured, beside all else."""
         assert self.state is not None
         plane = self.state.plane
         assert plane is not None
         metrics = (("loss", float(np.abs(plane.theta).mean())), ("norm", float(np.linalg.norm(plane.theta))))
-        result: Evaluation | None = Evaluation(plane.round, plane.digest, metrics, f"by {self.name}")
-        if not self.sim.calm and self._judges.random() < FAILS:
-            result = None
+        result = Evaluation(plane.round, plane.digest, metrics, f"by {self.name}")
         self.sim.outcome.evaluated += 1
         self.later(
             self._judges.uniform(*EVALUATE_S),
