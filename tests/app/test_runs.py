@@ -44,6 +44,14 @@ def test_either_may_leave_and_the_other_goes_on(shells: Shells, tmp_path: Path):
     assert any(e["record"] == "commit" and "held by" in e["reason"] for e in seen["events"])
     assert all("address" not in key for p in seen["peers"] for key in p)
 
+    # From elsewhere: peers that were there have kept what the best state follows from.
+    anna.wait("evaluation")
+    options = ("--directory", str(shells.home("elsewhere")), "--listen", LISTEN, "--json")
+    best = command.potluck("export", invite, str(tmp_path / "best"), "--best", *options)
+    assert best.exit_code == 0, best.output
+    said = events(command.potluck("log", invite, "--json"))
+    assert summary(best)["state"] in {e["state"] for e in said if e["event"] == "evaluation"}
+
     bert.signal(signal.SIGINT)
     assert bert.ended() == 130
     assert bert.wait("summary")["next"] == f"potluck join {invite}"

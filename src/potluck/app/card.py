@@ -23,6 +23,9 @@ MOST_PEERS = 50
 MOST_EVALUATIONS = 200
 """Of more there are the first and last in the card's tables; ``potluck log`` has all of them."""
 
+PIPELINES = {"causal-lm": "text-generation"}
+"""What the Hub calls a built-in task."""
+
 AGAIN = """## Again
 
 Training again would give another model: who is there when, and how fast, is in it. But every round is in
@@ -77,7 +80,7 @@ def card(facts: Facts) -> str:
 
 def _metadata(facts: Facts) -> dict[str, Any]:
     task, found = facts.recipe.task, dict[str, Any](library_name="transformers")
-    found["pipeline_tag"] = "text-generation"
+    found["pipeline_tag"] = PIPELINES.get(task.kind, "other")
     found["tags"] = ["potluck"]
     if _is_name(task.checkpoint):
         found["base_model"] = task.checkpoint
@@ -86,8 +89,8 @@ def _metadata(facts: Facts) -> dict[str, Any]:
     judged = _judged(facts)
     if judged is not None:
         metrics = [{"type": name, "value": value} for name, value in judged.metrics]
-        data = {"name": "held-out text of the run", "type": "potluck-held-out"}
-        result = {"task": {"type": "text-generation"}, "dataset": data, "metrics": metrics}
+        data = {"name": "held-out data of the run", "type": "potluck-held-out"}
+        result = {"task": {"type": found["pipeline_tag"]}, "dataset": data, "metrics": metrics}
         found["model-index"] = [{"name": facts.recipe.name, "results": [result]}]
     return found
 

@@ -66,7 +66,7 @@ def export_model(out: Output, wanted: Wanted, home: Path, listen: str) -> None:
     round_ = _round(found, wanted, at)
     out.status(f"replaying up to round {round_}")
     state = state_after(copy, found, round_)
-    _check_best(found, state, wanted)
+    _check_judged(found, state)
     facts = _write(out, copy, found, state, wanted.to)
     pushed = _push(out, wanted)
     out.summary(
@@ -83,7 +83,7 @@ def export_model(out: Output, wanted: Wanted, home: Path, listen: str) -> None:
 
 
 def _copied(out: Output, wanted: Wanted, home: Path, listen: str) -> tuple[Copy, int | None]:
-    """A copy of the run, and with an invite the round up to which it was followed."""
+    """A copy of the run; and with an invite the round up to which it was followed, or the best one then."""
     if not is_invite(wanted.source):
         return copy_at(wanted.source), None
     parsed = Invite.parse(wanted.source)
@@ -96,9 +96,8 @@ def _copied(out: Output, wanted: Wanted, home: Path, listen: str) -> tuple[Copy,
         _check_kind(run.recipe)
         _wait_for_state(out, run)
         run.task_files()
-        if wanted.best:
-            run.bring_best(ALONE_S)
-    return DiskCopy(run.directory), run.round
+        best = run.bring_best(ALONE_S) if wanted.best else None
+    return DiskCopy(run.directory), run.round if best is None else best
 
 
 def _check_kind(recipe: Recipe) -> None:
@@ -133,18 +132,20 @@ def _round(found: Survey, wanted: Wanted, at: int | None) -> int:
         best = found.view.evaluations.best
         if best is None:
             raise UsageError("no state of this run is evaluated yet: take the last one, without --best")
-        return best.round
+        return best.round if at is None else at
     head = found.view.round if at is None else at
     starts = [found.reach(start) for start in found.whole if start <= head]
     return min(head, max(starts, default=head))
 
 
-def _check_best(found: Survey, state: PeerState, wanted: Wanted) -> None:
-    best, plane = found.view.evaluations.best, state.plane
-    if wanted.best and best is not None and plane is not None and plane.digest != best.state:
+def _check_judged(found: Survey, state: PeerState) -> None:
+    """That the evaluation of a state is of that state."""
+    assert state.plane is not None
+    judged, plane = found.view.evaluations.of.get(state.plane.round), state.plane
+    if judged is not None and plane.digest != judged.state:
         raise CorruptData(
-            f"the state after round {best.round} is {plane.digest[:12]} when replayed, and its evaluation is "
-            f"of {best.state[:12]}: whoever measured it had another state; take another one with --round"
+            f"the state after round {judged.round} is {plane.digest[:12]} when replayed, and its evaluation "
+            f"is of {judged.state[:12]}: whoever measured it had another state; take another one with --round"
         )
 
 

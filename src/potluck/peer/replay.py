@@ -47,10 +47,11 @@ class Survey:
         between.
         """
         start, found = min(self.whole), []
+        needed = min((r for r in self.whole if r in self.view.snapshots), default=start)
         while (reach := self.reach(start)) < self.view.round:
             best = max((r for r in self.bests if start <= r <= reach), default=None)
             later = min((r for r in self.whole if r > reach), default=None)
-            if best is None or later is None or later > min(self.view.snapshots):
+            if best is None or later is None or later > needed:
                 break
             found.append((start, best))
             start = later

@@ -77,8 +77,8 @@ class CausalLM:
         self._heldout = _tokens(assets["heldout.bin"], vocab, "heldout.bin")
         self._heldout_bytes = _heldout_bytes(assets["meta.json"])
 
-    metrics = ("loss", "bits per byte")
-    """What ``evaluate`` returns."""
+    measure = "bits per byte"
+    """What the second figure of ``evaluate`` is."""
 
     @property
     def step_tokens(self) -> int:
