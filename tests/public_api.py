@@ -71,6 +71,10 @@ def told(run: potluck.Run) -> None:
     run.on("round", note)
     run.on("peer", lambda event: print(event.peer))
     run.on("rounds", note)  # type: ignore[arg-type]
+    run.on("evaluation", lambda event: print(event.metrics["loss"], event.best))
+    run.evaluate(lambda model: 1.0)
+    run.evaluate(lambda model: {"loss": 1.0, "accuracy": 0.5}, every=5, higher_is_better=True)
+    run.evaluate(3)  # type: ignore[arg-type]
     run.on("over", lambda: None)  # type: ignore[arg-type, misc]
 
 

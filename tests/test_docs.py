@@ -84,6 +84,18 @@ def test_the_example_of_an_own_loop_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+def test_the_example_of_an_evaluation_runs_as_it_stands(tmp_path: Path) -> None:
+    [(_, code)] = [block for block in blocks("python") if block[0] == "evaluation.md"]
+    here = f"host(recipe, model, directory={str(tmp_path)!r}, listen='127.0.0.1')"
+    script = tmp_path / "train.py"
+    script.write_text(code.replace("host(recipe, model)", here), "utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("round")]
+    assert told[-1] == "4", done.stdout
+
+
+@pytest.mark.integration
 def test_the_readme_example_runs_as_it_stands(tmp_path: Path) -> None:
     [(_, code)] = [block for block in blocks("python") if block[0] == "README.md"]
     script = tmp_path / "train.py"

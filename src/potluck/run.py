@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
 from potluck.identity import Claim
+from potluck.peer.actions import EVALUATE_S
 from potluck.peer.background import Background
 from potluck.peer.events import Event, Kind
 from potluck.peer.metrics import Metrics, Tracker
@@ -70,6 +71,8 @@ class Run:
     ) -> None:
         self.invite = invite.text()
         """What others join with: ``potluck join INVITE``."""
+        self.directory = place.directory
+        """This peer's copy of the run, as ``potluck verify`` reads it."""
         self._claim, self._place = claimed, place
         self._trainer: Trainer | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -192,6 +195,36 @@ class Run:
             raise UsageError("this run does not share its data out: its host's recipe says nothing of data")
         return self._trainer.blocks()
 
+    def evaluate(
+        self, measure: Callable[[Any], Any], every: int = 0, *, higher_is_better: bool = False
+    ) -> None:
+        """Have the run's shared states measured on held-out data, and the figures recorded in its ledger.
+
+        Of all peers that call this, one at a time does it, in turn: in a thread of its own, on a copy of the
+        model with the shared parameters, while training goes on.
+
+        Args:
+            measure: called with that copy, in evaluation mode and without gradients. It returns a number, or
+                numbers by name; by the first of them states are compared.
+            every: rounds between two evaluations; those between two snapshots by default.
+            higher_is_better: of the first number; else less of it is better, as of a loss.
+
+        Raises:
+            UsageError: no model is trained here, it is measured already, or ``every`` is no number of rounds.
+        """
+        from potluck.peer.evaluator import Evaluator
+
+        if self._trainer is None:
+            raise UsageError("this run was joined without a model: there is nothing to evaluate")
+        if self._node.actions.evaluator is not None:
+            raise UsageError("this run has an evaluation already: return several numbers by name from one")
+        if every < 0:
+            raise UsageError(f"an evaluation every {every} rounds makes no sense: give 1 or more")
+        every = every or self.recipe.rounds.snapshot_every
+        self._call(
+            self._node.actions.evaluates(Evaluator(self._trainer, measure, every, higher_is_better)), ANSWER_S
+        )
+
     @property
     def recipe(self) -> Recipe:
         """What all peers of the run agree on."""
@@ -250,6 +283,24 @@ class Run:
         """
         return self._node.watcher.course.done
 
+    def bring_best(self, patience_s: float = 10.0) -> int:
+        """Have what the best evaluated state follows from on this disk too; returns that state's round.
+
+        Raises:
+            UsageError: nothing is evaluated yet.
+            EnvironmentProblem: nobody who is there has kept it.
+        """
+        found = self.view.evaluations
+        if found.best is None:
+            raise UsageError("no state of this run is evaluated yet: take the last one")
+        lost = f"nobody who is there has kept the best evaluated state, of round {found.best.round}"
+        if found.grounds is None:
+            raise EnvironmentProblem(f"{lost}: it was old already when it was evaluated")
+        what = f"the best state, of round {found.best.round}"
+        if not self._call(self._node.bring(found.grounds.content(), what, patience_s), None):
+            raise EnvironmentProblem(f"{lost}: try again when other peers are there, or take the last one")
+        return found.best.round
+
     def task_files(self) -> dict[str, bytes]:
         """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""
         return {blob.name: self._call(self._node.asset(blob), None) for blob in self._node.genesis.assets}
@@ -270,7 +321,8 @@ class Run:
 
     def on(self, event: Kind, callback: Callable[[Event], object]) -> None:
         """Call ``callback`` with each event of a kind: ``"round"`` (a committed round is in the model here),
-        ``"peer"`` (somebody came or went), ``"over"`` or ``"problem"``; ``Event.reason`` says it in words.
+        ``"evaluation"`` (a shared state was measured), ``"peer"`` (somebody came or went), ``"over"`` or
+        ``"problem"``; ``Event.reason`` says it in words.
 
         It is called by the thread that trains, at its next boundary (an optimizer step, or while ``batches``
         or ``wait_over`` wait), and at the latest by ``leave``; never by the network's. One that fails is told
@@ -332,7 +384,8 @@ class Run:
                 if self._trainer is not None:
                     self._trainer.meet()
                 size = self._node.actions.state.size
-                self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S)
+                evaluates_s = EVALUATE_S if self.over is not None else 0.0
+                self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S + evaluates_s)
         finally:
             self._final_state()
             self._stop()

@@ -118,3 +118,40 @@ def test_a_joiner_has_the_learning_rate_that_the_others_have(tmp_path: Path) -> 
     assert rates["anna"][:top] == sorted(rates["anna"][:top])
     assert rates["anna"][top:] == sorted(rates["anna"][top:], reverse=True)
     assert max(rates["bert"]) < 0.08, "a joiner does not begin at the run's start"
+
+
+def test_shared_states_are_evaluated_and_the_last_one_too(tmp_path: Path) -> None:
+    model, seen, told = torch.nn.Linear(8, 8), list[float](), list[potluck.Event]()
+
+    def measure(measured: torch.nn.Module) -> float:
+        assert not measured.training
+        assert measured is not model
+        seen.append(float(next(measured.parameters()).sum()))
+        return len(seen)
+
+    where: dict[str, Any] = {"directory": tmp_path / "anna", "listen": LISTEN}
+    with potluck.host(recipe(4), model, **where) as run:
+        run.on("evaluation", told.append)
+        with pytest.raises(potluck.PotluckError, match="every -1 rounds makes no sense"):
+            run.evaluate(measure, every=-1)
+        run.evaluate(measure, every=3, higher_is_better=True)
+        with pytest.raises(potluck.PotluckError, match="has an evaluation already"):
+            run.evaluate(measure)
+        steps(run, model, run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05)), 2.0)
+    found = run.view.evaluations
+    assert found.last == 4
+    assert found.best is not None
+    assert (found.best.round, found.best.metrics, found.best.rises) == (
+        4,
+        (("score", float(len(seen))),),
+        True,
+    )
+    assert seen[-1] == float(next(model.parameters()).detach().sum()), (
+        "the shared state is what the model ends with"
+    )
+    assert [(event.round, event.metrics) for event in told] == [
+        (body.round, dict(body.metrics)) for body in found.of.values()
+    ]
+    follower = potluck.join(run.invite, trains=False, directory=tmp_path / "bert", listen=LISTEN)
+    with follower, pytest.raises(potluck.PotluckError, match="nothing to evaluate"):
+        follower.evaluate(measure)

@@ -393,7 +393,7 @@ async def test_a_snapshot_on_its_way_to_the_disk_keeps_nobody_waiting(made: Peer
     made.actions.start(Drop(frozenset([old])))
     store.go_on.set()
     await asyncio.gather(*made.tasks)
-    [(_, snapshot)] = made.core._written.values()
+    [(_, snapshot)] = made.core.keeping.written.values()
     assert (snapshot.round, snapshot.state) == (0, before)
     files = {blob.name: read_blob(store, blob) for blob in snapshot.files}
     theta, momentum = load_snapshot(GENESIS.tensors, files)

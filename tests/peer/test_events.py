@@ -14,7 +14,7 @@ from potluck.peer.events import MAX_WAITING, Event, Events, Watcher
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
-from potluck.wire.records import Body, Finish
+from potluck.wire.records import Body, Evaluation, Finish
 from tests.protocol.support import BASE, Ledger, committed, genesis, member, opened, says
 
 
@@ -98,7 +98,9 @@ def test_a_callback_that_comes_to_a_boundary_is_not_called_within_itself() -> No
 
 def test_there_are_no_other_events_and_they_do_not_pile_up() -> None:
     events, told = Events(), list[Event]()
-    with pytest.raises(UsageError, match="no 'rounds' events; there are round, peer, over, problem"):
+    with pytest.raises(
+        UsageError, match="no 'rounds' events; there are round, evaluation, peer, over, problem"
+    ):
         events.on("rounds", print)  # type: ignore[arg-type]
     events.on("round", told.append)
     for n in range(MAX_WAITING + 5):
@@ -115,7 +117,7 @@ class Watched:
         self.core = PeerCore(member(1), rules, trains=True, have=set(), snapshot_every=100)
         self.ledger, self.now, self.told = Ledger(), 0.0, list[Event]()
         events = Events()
-        for kind in ("round", "peer", "over", "problem"):
+        for kind in ("round", "evaluation", "peer", "over", "problem"):
             events.on(kind, self.told.append)  # type: ignore[arg-type]
         self.watcher = Watcher(self.core, events, Course(Recipe(), None, lambda: 0.0))
         self.events = events
@@ -162,6 +164,21 @@ def test_a_round_is_told_when_it_is_applied_not_when_it_is_committed() -> None:
     watched.watcher.look(0.0)
     watched.events.tell()
     assert watched.told == [Event("round", "all parts held", 1, tokens=70, loss=None)]
+    watched.told.clear()
+    assert watched.look() == []
+
+
+def test_an_evaluation_is_told_once_with_its_figures_and_whether_it_is_the_best() -> None:
+    watched = begun()
+    watched.follow(Evaluation(0, BASE, (("loss", 3.0),), "by peer2 in 1.0 s"))
+    assert watched.look() == [], "what was there before is no news"
+    watched.follow(opened(), committed())
+    watched.core.applied(1, "s1", loaded=False)
+    for loss in (2.0, 1.0):
+        watched.follow(Evaluation(1, BASE, (("loss", loss),), "by peer1 in 1.0 s"))
+    watched.watcher.look(0.0)
+    watched.events.tell()
+    assert watched.told[1:] == [Event("evaluation", "by peer1 in 1.0 s", 1, metrics={"loss": 2.0}, best=True)]
     watched.told.clear()
     assert watched.look() == []
 

@@ -1,19 +1,29 @@
-"""``potluck export``: the run's model as a directory that transformers reads."""
+"""``potluck export``: a state of the run as a directory that transformers reads, with a model card."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from potluck.app.card import CARD, Facts, card, file_digest
+from potluck.app.disk import copy_at
 from potluck.app.hub import with_hub
 from potluck.app.output import Output, figure
 from potluck.app.work import quiet_libraries
-from potluck.errors import EnvironmentProblem, UsageError
+from potluck.errors import CorruptData, EnvironmentProblem, StoreError, UsageError
+from potluck.peer.replay import Survey, state_after, survey
+from potluck.peer.state import PeerState
+from potluck.protocol.history import History
+from potluck.recipe import Recipe
 from potluck.run import Run
 from potluck.start import join
-from potluck.wire.invite import Invite
+from potluck.store.blobs import read_blob
+from potluck.store.copies import Copy, DiskCopy
+from potluck.wire.invite import Invite, is_invite
 
 ALONE_S = 10.0
 """How long a run without anybody who has its state is waited for, in seconds."""
@@ -21,47 +31,81 @@ ALONE_S = 10.0
 LOOK_S = 0.2
 """How often the state is looked for, in seconds."""
 
+WEIGHTS = "model.safetensors"
 
-def export(out: Output, invite: str, directory: Path, home: Path, listen: str) -> None:
-    """Follow the run to its head, and write its model.
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for: options of ``potluck export``, by their names."""
+
+    source: str
+    to: Path
+    best: bool = False
+    after: int | None = None
+    push: str = ""
+
+
+def export_model(out: Output, wanted: Wanted, home: Path, listen: str) -> None:
+    """Replay a copy of the run up to a state, and write its model; with an invite, follow the run first.
 
     Raises:
-        UsageError: the run is one of own code, or the directory holds other files.
-        EnvironmentProblem: nobody who is there has the run's state.
+        UsageError: the run is one of own code, the directory holds other files, or there is no such state.
+        EnvironmentProblem: nobody who is there has the state.
+        CorruptData, StoreError: what it follows from is damaged or missing.
         PotluckError: as ``potluck.join``.
     """
-    parsed = Invite.parse(invite)
+    if wanted.best and wanted.after is not None:
+        raise UsageError("the best state is that of a round of its own: give --best or --round, not both")
+    if wanted.push:
+        from potluck.app.push import token_for
+
+        token_for(wanted.push)  # before anything takes long
+    copy, at = _copied(out, wanted, home, listen)
+    found = survey(copy)
+    _check_kind(Recipe.from_toml(found.genesis.recipe))
+    round_ = _round(found, wanted, at)
+    out.status(f"replaying up to round {round_}")
+    state = state_after(copy, found, round_)
+    _check_judged(found, state)
+    facts = _write(out, copy, found, state, wanted.to)
+    pushed = _push(out, wanted)
+    out.summary(
+        f"the model of round {round_} (loss {figure(_loss(facts, round_), 3)}) is in {wanted.to}{pushed}",
+        ("let it write", generate(wanted.to)),
+        code=0,
+        run=found.genesis.run,
+        round=round_,
+        state=facts.state,
+        sha256=facts.sha256,
+        directory=str(wanted.to),
+        **({"pushed": wanted.push} if wanted.push else {}),
+    )
+
+
+def _copied(out: Output, wanted: Wanted, home: Path, listen: str) -> tuple[Copy, int | None]:
+    """A copy of the run; and with an invite the round up to which it was followed, or the best one then."""
+    if not is_invite(wanted.source):
+        return copy_at(wanted.source), None
+    parsed = Invite.parse(wanted.source)
     out.status(f"asking the hub of run {parsed.run} to let this machine in")
 
     def reach() -> Run:
-        return join(invite, name="export", directory=home, listen=listen, trains=False)
+        return join(wanted.source, name="export", directory=home, listen=listen, trains=False)
 
-    run = with_hub(out, parsed, home, listen, reach)
-    with run:
-        if run.recipe.task.kind == "custom":
-            raise UsageError(
-                "this run trains its host's own code, so only that code can make its model: join in Python "
-                "with potluck.join(invite, model, trains=False) and save the model there"
-            )
+    with with_hub(out, parsed, home, listen, reach) as run:
+        _check_kind(run.recipe)
         _wait_for_state(out, run)
-        quiet_libraries()
-        from potluck.tasks import task
+        run.task_files()
+        best = run.bring_best(ALONE_S) if wanted.best else None
+    return DiskCopy(run.directory), run.round if best is None else best
 
-        work = task(run.recipe, run.task_files())
-        model = work.model()
-        run.adopt(model)
-    # Leaving has put the shared state into the model.
-    out.status("writing the model")
-    work.export(model, directory)
-    out.summary(
-        f"the model of round {run.round} (loss {figure(run.view.loss, 3)}) is in {directory}",
-        ("let it write", generate(directory)),
-        code=0,
-        run=parsed.run,
-        round=run.round,
-        state=run.state.state,
-        directory=str(directory),
-    )
+
+def _check_kind(recipe: Recipe) -> None:
+    if recipe.task.kind == "custom":
+        raise UsageError(
+            "this run trains its host's own code, so only that code can make its model: join in Python "
+            "with potluck.join(invite, model, trains=False) and save the model there"
+        )
 
 
 def _wait_for_state(out: Output, run: Run) -> None:
@@ -78,6 +122,77 @@ def _wait_for_state(out: Output, run: Run) -> None:
             )
         out.status(doing)
         time.sleep(LOOK_S)
+
+
+def _round(found: Survey, wanted: Wanted, at: int | None) -> int:
+    """Of which round the state is wanted."""
+    if wanted.after is not None:
+        return wanted.after
+    if wanted.best:
+        best = found.view.evaluations.best
+        if best is None:
+            raise UsageError("no state of this run is evaluated yet: take the last one, without --best")
+        return best.round if at is None else at
+    head = found.view.round if at is None else at
+    starts = [found.reach(start) for start in found.whole if start <= head]
+    return min(head, max(starts, default=head))
+
+
+def _check_judged(found: Survey, state: PeerState) -> None:
+    """That the evaluation of a state is of that state."""
+    assert state.plane is not None
+    judged, plane = found.view.evaluations.of.get(state.plane.round), state.plane
+    if judged is not None and plane.digest != judged.state:
+        raise CorruptData(
+            f"the state after round {judged.round} is {plane.digest[:12]} when replayed, and its evaluation "
+            f"is of {judged.state[:12]}: whoever measured it had another state; take another one with --round"
+        )
+
+
+def _write(out: Output, copy: Copy, found: Survey, state: PeerState, to: Path) -> Facts:
+    """The model, its tokenizer and its card; returns what the card says."""
+    quiet_libraries()
+    from potluck.peer.handover import Handover
+    from potluck.peer.trainer import Trainer
+    from potluck.tasks import task
+
+    assert state.plane is not None
+    recipe = Recipe.from_toml(found.genesis.recipe)
+    work = task(recipe, {blob.name: bytes(read_blob(copy, blob)) for blob in found.genesis.assets})
+    model = work.model()
+    Trainer(model, Handover(lambda *_: None)).write(state.plane.theta)
+    out.status("writing the model")
+    work.export(model, to)
+    history = History()
+    for entry, _ in copy.records():
+        for _ in history.follow(entry):
+            pass
+    files = sorted(to.glob("*.safetensors"))
+    facts = Facts(recipe, history, state.plane.round, state.plane.digest, file_digest(files))
+    try:
+        draft = to / f".{CARD}"
+        draft.write_text(card(facts), "utf-8")
+        os.replace(draft, to / CARD)
+    except OSError as error:
+        raise StoreError(f"the model card can't be written to {to}: {error}") from error
+    return facts
+
+
+def _loss(facts: Facts, round_: int) -> float | None:
+    """The loss that is told with a state: of its evaluation, or of training at the head."""
+    judged = next((e for e in facts.history.evaluations if e.round == round_), None)
+    if judged is not None and not judged.rises:
+        return judged.metrics[0][1]
+    return facts.history.view.loss if round_ == facts.history.view.round else None
+
+
+def _push(out: Output, wanted: Wanted) -> str:
+    if not wanted.push:
+        return ""
+    from potluck.app.push import push
+
+    out.status(f"putting it into {wanted.push}")
+    return f", and at {push(wanted.to, wanted.push)}"
 
 
 def generate(directory: Path) -> str:

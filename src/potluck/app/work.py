@@ -190,6 +190,7 @@ def _work(out: Output, run: Run, part: Part, joined: Callable[[], None]) -> None
     work = task(run.recipe, run.task_files())
     model = work.model()
     run.adopt(model)
+    run.evaluate(lambda measured: dict(zip(("loss", work.measure), work.evaluate(measured), strict=True)))
     optimizer = run.optimizer(work.optimizer(model, lambda: run.done, lambda: run.tokens))
     if part.threads:
         # After the run's own hook, which gives each peer of a machine its share of the cores.

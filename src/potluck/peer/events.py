@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from potluck.errors import RunOver, UsageError
@@ -16,7 +16,7 @@ from potluck.wire.messages import Progress
 
 log = logging.getLogger("potluck")
 
-Kind = Literal["round", "peer", "over", "problem"]
+Kind = Literal["round", "evaluation", "peer", "over", "problem"]
 
 MAX_WAITING = 10_000
 """Events that nobody comes to hear are kept up to so many; then the oldest go."""
@@ -27,7 +27,8 @@ class Event:
     """Something that happened in a run, and the reason for it in words.
 
     ``"round"``: a committed round is in the model here; ``tokens`` are the run's up to the ledger's head,
-    ``loss`` is the commit's mean training loss. ``"peer"``: somebody, named ``peer``, came or went.
+    ``loss`` is the commit's mean training loss. ``"evaluation"``: the state after ``round`` was measured, to
+    these ``metrics``; ``best``: none was better so far. ``"peer"``: somebody, named ``peer``, came or went.
     ``"over"``: the run has reached its end, and its last round is here. ``"problem"``: something is amiss,
     which the peer deals with itself if it can. ``round`` is the round, or the last one applied here.
     """
@@ -38,6 +39,8 @@ class Event:
     peer: str = ""
     tokens: int = 0
     loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: bool = False
 
 
 class Events:
@@ -109,6 +112,7 @@ class Watcher:
         self._list: list[Progress] | None = None
         self._there: dict[str, Progress] = {}
         self._over = False
+        self._evaluated: set[int] | None = None
 
     def look(self, now: float) -> None:
         """Post what is new; quick if nothing is."""
@@ -116,6 +120,7 @@ class Watcher:
         self.course.seen(self._core.view, others)
         if self._core.phase != "joining" or self._round is not None:
             self._rounds()
+            self._evaluations()
             self._peers(now)
             self._end()
 
@@ -132,6 +137,16 @@ class Watcher:
                 tokens, loss = core.view.tokens, commit.loss
                 self._events.post(Event("round", commit.reason, number, tokens=tokens, loss=loss))
         self._round = max(self._round, here)
+
+    def _evaluations(self) -> None:
+        found = self._core.view.evaluations
+        if self._evaluated is None:
+            self._evaluated = set(found.of)
+        for number in sorted(found.of.keys() - self._evaluated):
+            body, best = found.of[number], found.best
+            metrics = dict(body.metrics)
+            self._events.post(Event("evaluation", body.reason, number, metrics=metrics, best=body is best))
+        self._evaluated = set(found.of)
 
     def _peers(self, now: float) -> None:
         alive = self._core.swarm.alive(now)

@@ -8,7 +8,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from potluck import __version__
 from potluck.errors import LedgerUnavailable, PotluckError, Refused
 from potluck.hub.client import HubClient
 from potluck.net.tls import TlsTransport
-from potluck.peer.actions import Actions
+from potluck.peer.actions import LINGER_S, Actions
 from potluck.peer.archiver import Archiver
 from potluck.peer.course import Course
 from potluck.peer.events import Events, Watcher
@@ -52,9 +52,6 @@ BEAT_S = 1.0
 
 LEAVE_S = 3.0
 """How long a leaving peer stays for the round in flight, in seconds."""
-
-LINGER_S = 10.0
-"""How long a peer stays after the run's end for those who lack its last parts, in seconds."""
 
 GENESIS_S = 120.0
 """How long a joiner waits for a run that has not begun, in seconds."""
@@ -195,6 +192,7 @@ class Node:
             have=have,
             snapshot_every=rounds.snapshot_every,
             keep_snapshots=self._place.keep.snapshots,
+            keep_best=self._place.keep.best,
         )
         self.links = Links(self._transport, self._invite.run, self.session)
         self.actions = Actions(
@@ -407,6 +405,18 @@ class Node:
                 await self._fetch_anywhere(name, size, blob.name)
         return bytes(await self.actions.work(read_blob, self._store, blob))
 
+    async def bring(self, content: Iterable[tuple[str, int]], what: str, patience_s: float) -> bool:
+        """Have content, digests with their bytes, in the store; whether all of it could be had in time."""
+        until = self._now() + patience_s
+        for name, size in content:
+            while not await self.actions.work(self._store.has, name):
+                self.check()
+                if self._now() >= until:
+                    return False
+                await self._fetch_anywhere(name, size, what)
+            until = self._now() + patience_s
+        return True
+
     async def _fetch_anywhere(self, name: str, size: int, what: str) -> None:
         others: Sequence[Progress] = [
             p
@@ -433,6 +443,8 @@ class Node:
             self.actions.withdraw()
             self.announce()
             over = self.core.over
+            if over:
+                await self.actions.evaluated()
             deadline = self._now() + (LINGER_S if over else LEAVE_S)
             while self._now() < deadline and not (  # noqa: ASYNC110 – what ends it has many sources
                 self._last_to_go() if over else self.core.may_leave
@@ -451,6 +463,8 @@ class Node:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
+        if self._core_built and self.actions.evaluator is not None:
+            await asyncio.to_thread(self.actions.evaluator.close)
         await asyncio.gather(*tasks, return_exceptions=True)
         leaves_well, self._leaves_well = self._leaves_well, False
         if leaves_well:  # when nothing that is sent or reduced here can change it any more

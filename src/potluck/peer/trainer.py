@@ -6,6 +6,7 @@ The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is whe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -49,6 +50,27 @@ class Trainer:
         self._spare = Spare()
         self.at_boundary: Callable[[], None] = lambda: None
         """Called at the end of each boundary."""
+
+    def __deepcopy__(self, memo: object) -> Trainer:
+        """Who copies the model copies our hooks with it: they stay those of one trainer."""
+        return self
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What is trained."""
+        return self._model
+
+    def copied(self) -> Trainer:
+        """A trainer of a copy of the model, in evaluation mode and joined to nothing.
+
+        Raises:
+            UsageError: it can't be copied.
+        """
+        try:
+            model = copy.deepcopy(self._model)
+        except Exception as error:
+            raise UsageError(f"the model can't be copied, so it can't be evaluated: {error}") from error
+        return Trainer(model.eval(), Handover(lambda *_: None))
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -139,12 +161,12 @@ class Trainer:
     # -- hooks -----------------------------------------------------------------------------------
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training:
+        if module is self._model and module.training:
             self._seen += _tokens((*args, *kwargs.values()))
 
     def _note_loss(self, module: torch.nn.Module, args: object, output: Any) -> None:
         loss = getattr(output, "loss", None)
-        if module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        if module is self._model and module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
             self._loss = loss.detach()
 
     def _boundary(self, optimizer: object, args: object, kwargs: object) -> None:

@@ -110,6 +110,13 @@ class WriteSnapshot:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the state as it is, after this round, beside all else. → ``evaluating.done``."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Drop:
     """Content that nobody will ask for any more."""
 
@@ -160,6 +167,7 @@ Effect = (
     | Apply
     | LoadSnapshot
     | WriteSnapshot
+    | Evaluate
     | Drop
     | Leased
     | Included

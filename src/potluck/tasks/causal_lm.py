@@ -36,7 +36,7 @@ from potluck.tasks.muon import Muon
 Batch = dict[str, torch.Tensor]
 
 _FILES = ("tokenizer.json", "config.json", "train.bin", "heldout.bin", "meta.json")
-_EXPORT_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".toml", ".txt")
+_EXPORT_SUFFIXES = (".json", ".jinja", ".md", ".model", ".safetensors", ".toml", ".txt")
 _EXPORT_MARK = "potluck-recipe.toml"
 _TEMPERATURE = 0.8
 _BETAS = (0.9, 0.95)
@@ -76,6 +76,9 @@ class CausalLM:
         self._rows = rows(self._train, recipe.task.context)
         self._heldout = _tokens(assets["heldout.bin"], vocab, "heldout.bin")
         self._heldout_bytes = _heldout_bytes(assets["meta.json"])
+
+    measure = "bits per byte"
+    """What the second figure of ``evaluate`` is."""
 
     @property
     def step_tokens(self) -> int:
