@@ -35,9 +35,10 @@ LAYERS = {
     "tasks": 4,
     "peer": 5,
     "run": 6,
-    "app": 7,
-    "__init__": 7,
-    "__main__": 8,
+    "start": 7,
+    "app": 8,
+    "__init__": 8,
+    "__main__": 9,
 }
 """Imports run to strictly lower layers, or within a package."""
 
@@ -54,7 +55,7 @@ WAIVERS = {
     "PARAMETERS src/potluck/app/cli.py:hub": "typer makes each option of a command out of a parameter",
     "PARAMETERS src/potluck/app/cli.py:sim": "typer makes each option of a command out of a parameter",
     "PARAMETERS src/potluck/peer/actions.py:__init__": "a core, its four means and four callbacks: one use",
-    "PARAMETERS src/potluck/run.py:host": "public: what any peer takes, and four that only a founder has",
+    "PARAMETERS src/potluck/start.py:host": "public: what any peer takes, and four that only a founder has",
 }
 """What is over a budget, with its reason."""
 

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.hub.site import Nats
     from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
-    from potluck.run import Run, host, join, resume
+    from potluck.run import Run
+    from potluck.start import host, join, resume
     from potluck.store.keep import Keep
 
 __version__ = "0.1.0"
@@ -26,9 +27,9 @@ _HOMES = {
     "Run": "potluck.run",
     "RunOver": "potluck.errors",
     "Task": "potluck.recipe",
-    "host": "potluck.run",
-    "join": "potluck.run",
-    "resume": "potluck.run",
+    "host": "potluck.start",
+    "join": "potluck.start",
+    "resume": "potluck.start",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The public API: start a run or join one, in a few lines around your own training loop.
+"""A run as its user has it in hand: a few lines around your own training loop. ``start`` has how it begins.
 
 with potluck.join(invite, model) as run:
     optimizer = run.optimizer(torch.optim.AdamW(model.parameters(), lr=2e-3))
@@ -8,29 +8,19 @@ with potluck.join(invite, model) as run:
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import platform
-import secrets
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
-from potluck.hub.launch import launch_hub
-from potluck.hub.site import Nats
-from potluck.identity import Claim, data_directory
+from potluck.identity import Claim
 from potluck.peer.background import Background
-from potluck.peer.disks import claim_for
 from potluck.peer.node import Node
 from potluck.peer.place import Founding, Place
-from potluck.peer.resume import prepare
 from potluck.recipe import Recipe
-from potluck.store.keep import USUAL, Keep
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
 
@@ -311,179 +301,6 @@ class Run:
         self._claim.release()
 
 
-def host(
-    recipe: Recipe,
-    model: torch.nn.Module | None = None,
-    *,
-    name: str = "",
-    directory: Path | str | None = None,
-    listen: str = "0.0.0.0",  # noqa: S104 – friends' machines are elsewhere; admission is by invite
-    hub: str = "",
-    nats: Nats | None = None,
-    base: Path | None = None,
-    keep: Keep = USUAL,
-    watch: Callable[[str], None] | None = None,
-) -> Run:
-    """Start a run: a hub in a process of its own, and this process as the first peer.
-
-    Args:
-        recipe: what all peers will agree on.
-        model: what is trained. Without one, the recipe's built-in task makes it (see ``Run.adopt``).
-        name: what others see; the machine's name by default.
-        directory: where keys and runs are kept; the user's data directory by default.
-        listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
-        hub: the invite of a hub that runs already (``potluck hub``) and has no run yet.
-        nats: the NATS that your site runs already, to keep the run's ledger instead of the hub itself. Peers
-            still need nothing but the invite.
-        base: the directory that the recipe's paths are relative to; the working directory by default.
-        keep: what this machine keeps of the run besides what every peer does.
-        watch: called from the network thread with each event in words.
-
-    Raises:
-        PotluckError: the recipe, the model, the disk or the network is not as it must be, and why.
-    """
-    recipe.validate()
-    if hub and nats:
-        raise UsageError("the hub that runs already has its ledger: name a NATS for it, or the hub, not both")
-    home = Path(directory) if directory is not None else data_directory()
-    founding = _founding(recipe, model, base or Path())
-    if not hub:
-        place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
-        hub = launch_hub(place, host=listen, nats=nats).invite
-    run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
-    run._begin(founding)
-    return _with_model(run, model)
-
-
-def join(
-    invite: str,
-    model: torch.nn.Module | None = None,
-    *,
-    name: str = "",
-    directory: Path | str | None = None,
-    listen: str = "0.0.0.0",  # noqa: S104 – as in host
-    trains: bool = True,
-    keep: Keep = USUAL,
-    watch: Callable[[str], None] | None = None,
-) -> Run:
-    """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
-
-    Args:
-        invite: what the host's ``potluck host`` printed.
-        trains: False only follows: the state is kept up to date, nothing is contributed.
-
-    Raises:
-        InviteError: mistyped, truncated, expired, or for another run.
-        ModelMismatch: the model is not the run's.
-        PotluckError: the hub can't be reached, or the disk or the network fails.
-    """
-    home = Path(directory) if directory is not None else data_directory()
-    run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
-    run._begin(None)
-    return _with_model(run, model)
-
-
-def resume(
-    source: Path | str,
-    model: torch.nn.Module | None = None,
-    *,
-    name: str = "",
-    directory: Path | str | None = None,
-    listen: str = "0.0.0.0",  # noqa: S104 – as in host
-    nats: Nats | None = None,
-    keep: Keep = USUAL,
-    watch: Callable[[str], None] | None = None,
-) -> Run:
-    """Go on with a run from one peer's disk, or an archive, when its hub and all other peers are lost.
-
-    A new hub is started and gets the same records in the same order; others join with its invite, with
-    their own disks if they have them. Arguments as in ``host``.
-
-    Args:
-        source: a peer's directory, or the data directory that holds it, or an archive's URL.
-        directory: where keys and runs are kept; by default where ``source`` stands, if it stands in one. Else
-            what is needed of ``source`` is copied there.
-
-    Raises:
-        UsageError: there is no copy of a run, or its peer or its hub is up.
-        StoreError: ``source`` does not hold enough, and what is missing.
-        CorruptData: its journal is damaged or altered, and where.
-        PotluckError: as ``host``.
-    """
-    prepared = prepare(source, Path(directory) if directory is not None else None)
-    with _released(prepared.claimed):
-        if prepared.warning:
-            (watch or log.warning)(prepared.warning)
-        hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
-        launched = launch_hub(
-            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run, nats=nats
-        )
-        place = _place(prepared.claimed, prepared.directory, name, listen, keep)
-        run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
-    run._begin(None)
-    return _with_model(run, model)
-
-
-def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
-    if model is not None:
-        try:
-            run._adopt(model)
-        except BaseException:
-            run.leave()
-            raise
-    return run
-
-
-def _start(
-    text: str,
-    home: Path,
-    name: str,
-    listen: str,
-    watch: Callable[[str], None] | None,
-    *,
-    trains: bool,
-    keep: Keep,
-) -> Run:
-    invite = Invite.parse(text)
-    claimed = claim_for(home, invite.run)
-    with _released(claimed):
-        place = _place(claimed, home / "runs" / invite.run / claimed.directory.name, name, listen, keep)
-        return Run(invite, claimed, replace(place, trains=trains), watch)
-
-
-def _place(claimed: Claim, directory: Path, name: str, listen: str, keep: Keep) -> Place:
-    who = name or f"{platform.node()}-{claimed.directory.name.rpartition('-')[2]}"
-    return Place(claimed.identity, directory, who, listen, keep=keep)
-
-
-@contextlib.contextmanager
-def _released(claimed: Claim) -> Iterator[None]:
-    """Released if something fails inside; else it is the run's."""
-    try:
-        yield
-    except BaseException:
-        claimed.release()
-        raise
-
-
-def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
-    """What the first peer brings: of its own model, or of the recipe's built-in task."""
-    from potluck.data.assets import build_assets
-    from potluck.data.blocks import blocks_of
-    from potluck.peer.handover import Handover
-    from potluck.peer.trainer import Trainer
-    from potluck.tasks import task
-
-    assets: dict[str, bytes] = {}
-    blocks = blocks_of(recipe.data.samples, recipe.data.block) if recipe.data.samples else 0
-    if model is None:
-        assets = build_assets(recipe, base=base)
-        work = task(recipe, assets)
-        model, blocks = work.model(base=base), work.blocks
-    trainer = Trainer(model, Handover(lambda *_: None))
-    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)
-
-
 def _warm_up() -> None:
     """The first optimizer of a process takes PyTorch a second, for what it imports: better while the state is
     on its way than after.
@@ -495,6 +312,3 @@ def _warm_up() -> None:
 
 async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:
     return Node(invite, place, watch)
-
-
-__all__ = ["Keep", "Nats", "Run", "host", "join", "resume"]

@@ -24,7 +24,8 @@ from potluck.app.demo_view import View
 from potluck.errors import EnvironmentProblem
 from potluck.hub.launch import Launched, launch_hub
 from potluck.recipe import DEMO, End, Recipe
-from potluck.run import Run, join
+from potluck.run import Run
+from potluck.start import join
 from potluck.wire.messages import Progress
 
 PEERS = 4

@@ -11,7 +11,8 @@ from potluck.app.hub import with_hub
 from potluck.app.output import Output, figure
 from potluck.app.work import quiet_libraries
 from potluck.errors import EnvironmentProblem, UsageError
-from potluck.run import Run, join
+from potluck.run import Run
+from potluck.start import join
 from potluck.wire.invite import Invite
 
 ALONE_S = 10.0

@@ -16,8 +16,9 @@ from potluck.app.processes import registered
 from potluck.app.reporter import Reporter
 from potluck.errors import RunOver, UsageError
 from potluck.hub.site import Nats
-from potluck.recipe import Recipe, preset
-from potluck.run import Run, host, join, resume
+from potluck.recipe import Recipe, built_in
+from potluck.run import Run
+from potluck.start import host, join, resume
 from potluck.store.keep import USUAL, Keep
 from potluck.wire.invite import Invite
 
@@ -140,7 +141,7 @@ def read_recipe(name: str) -> tuple[Recipe, Path]:
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         return Recipe.load(path), path.parent
-    return preset(name), Path()
+    return built_in(name), Path()
 
 
 def take_part(out: Output, start: Callable[[Callable[[str], None]], Run], part: Part) -> int:

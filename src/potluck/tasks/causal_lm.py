@@ -27,7 +27,8 @@ from potluck.data.tokens import (
     windows,
 )
 from potluck.errors import CorruptData, RecipeError, StoreError, UsageError
-from potluck.recipe import Inner, Recipe, check_config
+from potluck.recipe import Inner, Recipe
+from potluck.recipe.checks import check_config
 from potluck.tasks.muon import Muon
 
 Batch = dict[str, torch.Tensor]
