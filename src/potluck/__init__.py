@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.hub.site import Nats
-    from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
+    from potluck.recipe import Data, End, Inner, Outer, Recipe, Rounds, Task
     from potluck.run import Run
     from potluck.start import host, join, resume
     from potluck.store.keep import Keep
