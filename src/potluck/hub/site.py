@@ -58,7 +58,8 @@ class Nats:
         credentials: a ``.creds`` file (JWT and key), or one that holds only an nkey's seed.
         ca: PEM, of the authority that signed the servers' certificates; by default those of this machine.
             Naming one insists on TLS.
-        cert, key: PEM, what we show to a server that asks for a certificate.
+        cert: PEM, the certificate that we show to a server that asks for one.
+        key: PEM, the key of that certificate.
 
     Raises:
         UsageError: the URL is none of NATS', or ``cert`` and ``key`` are not both given.

@@ -14,9 +14,11 @@ LEAST_SNAPSHOTS = 2
 class Keep:
     """How much of a run this machine keeps, and where else.
 
-    ``snapshots`` is how many of the run's recorded snapshots stay on the disk, with the parts of all rounds
-    since the oldest of them; ``best``: so does what the best evaluated state follows from; ``archive`` is an
-    fsspec URL to which each snapshot and the journal are copied, or empty.
+    Args:
+        snapshots: how many of the run's recorded snapshots stay on the disk, with the parts of all rounds
+            since the oldest of them.
+        best: whether what the best evaluated state follows from stays there as well.
+        archive: an fsspec URL to which each snapshot and the journal are copied, or empty.
 
     Raises:
         UsageError: fewer snapshots than all peers must keep.
