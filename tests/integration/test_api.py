@@ -88,6 +88,27 @@ def test_a_run_tells_what_happens_in_it_and_keeps_metrics(
     assert lines[-1]["tokens"] == run.view.tokens
 
 
+def test_a_callback_ends_the_training_and_the_run_is_left_in_good_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, notes = torch.nn.Linear(8, 8), list[str]()
+
+    def enough(event: potluck.Event) -> None:
+        run.leave()
+
+    def ends(event: potluck.Event) -> None:
+        raise potluck.RunOver(f"good enough after round {event.round}")
+
+    with potluck.host(recipe(9), model, directory=tmp_path, listen=LISTEN, watch=notes.append) as run:
+        run.on("round", enough)
+        run.on("round", ends)
+        steps(run, model, run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05)), 2.0)
+    assert run.over is None
+    assert 1 <= run.round < 9
+    assert "a callback can't leave the run: raise potluck.RunOver" in caplog.text
+    assert any("kept in" in note for note in notes), "what was not sent yet is on the disk"
+
+
 def test_a_joiner_has_the_learning_rate_that_the_others_have(tmp_path: Path) -> None:
     schedule = potluck.Schedule("linear", warmup=3_000)
     made, rates = recipe(4), dict[str, list[float]](anna=[], bert=[])
