@@ -385,14 +385,21 @@ class Run:
         return True
 
     def leave(self) -> None:
-        """Leave in good order: the round in flight is seen through for up to 3 s. Safe to call twice."""
+        """Leave in good order: the round in flight is seen through for up to 3 s. Safe to call twice.
+
+        Raises:
+            UsageError: called by a callback of ``on``, which raises ``RunOver`` instead.
+        """
         if self._left:
             return
+        if self._node.events.telling:
+            raise UsageError("a callback can't leave the run: raise potluck.RunOver, and the loop ends")
         self._left = True
         try:
             if self._background.alive:
                 if self._trainer is not None:
-                    self._trainer.meet()
+                    with contextlib.suppress(RunOver):  # of a callback: we are leaving already
+                        self._trainer.meet()
                 size = self._node.actions.state.size
                 evaluates_s = EVALUATE_S if self.over is not None else 0.0
                 self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S + evaluates_s)

@@ -50,7 +50,8 @@ class Events:
         self._lock = threading.Lock()
         self._callbacks: dict[Kind, list[Callable[[Event], object]]] = {kind: [] for kind in get_args(Kind)}
         self._waiting: deque[Event] = deque(maxlen=MAX_WAITING)
-        self._telling = False
+        self.telling = False
+        """Whether callbacks are being run."""
 
     def on(self, kind: Kind, callback: Callable[[Event], object]) -> None:
         """Call this with each event of a kind from now on, after those that were there before.
@@ -76,15 +77,15 @@ class Events:
         Raises:
             RunOver: a callback did, which ends the training here.
         """
-        if self._telling:
+        if self.telling:
             return  # a callback came to a boundary itself
-        self._telling = True
+        self.telling = True
         try:
             while event := self._next():
                 for callback in list(self._callbacks[event.kind]):
                     _call(callback, event)
         finally:
-            self._telling = False
+            self.telling = False
 
     def _next(self) -> Event | None:
         with self._lock:
