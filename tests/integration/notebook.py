@@ -40,7 +40,7 @@ optimizer = run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05))
 """
 
 LOOP = """
-x, reached = torch.arange(24.0).reshape(3, 8) / 24, run.round + 2
+x, reached = torch.arange(24.0).reshape(3, 8) / 24, run.round + 1
 while run.round < reached:
     optimizer.zero_grad()
     (model(x) - x.flip(1)).square().mean().backward()
@@ -117,10 +117,10 @@ async def notebook(cells: Cells) -> None:
     cells.run(JOIN)
     cells.run(OPTIMIZER)
     cells.run(TO_THE_END)
-    cells.run(OPTIMIZER, "this run is over (round 9 committed, the last one asked for): host another")
+    cells.run(OPTIMIZER, "this run is over (round 6 committed, the last one asked for): host another")
     cells.run(HOST)  # another run
     cells.run(LAST)
 
 
 if __name__ == "__main__":
-    asyncio.run(notebook(Cells(sys.argv[1], 9)))
+    asyncio.run(notebook(Cells(sys.argv[1], 6)))

@@ -120,6 +120,38 @@ def test_a_tracker_by_name_is_accelerates(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 2
 
 
+def test_a_tracker_may_speak_through_accelerates_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate = pytest.importorskip("accelerate")
+
+    class Speaks(accelerate.tracking.GeneralTracker):  # type: ignore[misc, name-defined]
+        """As those of W&B and trackio do."""
+
+        name, requires_logging_directory, tracker = "speaks", False, None
+        main_process_only = False
+
+        def __init__(self, run_name: str) -> None:
+            super().__init__()
+            self.said: list[object] = [run_name]
+
+        def start(self) -> None:
+            accelerate.logging.get_logger("speaks").debug("here")
+
+        def log(self, values: dict[str, Any], step: int | None = None, **more: Any) -> None:
+            self.said.append((values, step))
+
+        def finish(self) -> None:
+            self.said.append("finished")
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "speaks", Speaks)
+    accelerate.PartialState._reset_state()
+    metrics = Metrics(tmp_path)
+    metrics.track("speaks", "shakespeare")
+    [made] = metrics._made
+    metrics.log({"loss": 1.0}, 0, 0, 3)
+    metrics.close()
+    assert made.said == ["shakespeare", ({"loss": 1.0}, 3), "finished"]
+
+
 def test_a_tracker_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics(tmp_path)
     with pytest.raises(UsageError, match="int is no tracker"):

@@ -109,7 +109,7 @@ class Metrics:
 
 def _made(name: str, project: str, directory: Path) -> Any:
     try:
-        from accelerate import tracking
+        from accelerate import PartialState, tracking
     except ImportError as error:
         raise UsageError(f"a tracker by name needs accelerate: pip install accelerate {name}") from error
     known = tracking.LOGGER_TYPE_TO_CLASS
@@ -118,6 +118,7 @@ def _made(name: str, project: str, directory: Path) -> Any:
     kind = known[name]
     more = {"logging_dir": str(directory / name)} if kind.requires_logging_directory else {}
     try:
+        PartialState()  # some of them speak through accelerate's log, which wants to know its process
         tracker = kind(project, **more)
         tracker.start()
     except ImportError as error:
