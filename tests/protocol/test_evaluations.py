@@ -177,6 +177,17 @@ def test_the_first_in_line_begins_at_once_and_the_others_wait_for_it() -> None:
     assert peers.begins() == [], "nothing is due"
 
 
+def test_a_result_that_would_not_count_is_not_appended_again_and_again() -> None:
+    peers = Peers()
+    first = peers.ours[peers.line[0]]
+    assert peers.begins() == [peers.line[0]]
+    first.done(judged(0, state=OTHER))
+    assert first.verdict(peers.view).body is not None
+    peers.view.evaluations.opened(0, BASE)  # we had drifted, as the next open shows
+    assert first.verdict(peers.view).body is None
+    assert not first.busy
+
+
 def test_another_takes_over_when_the_first_does_not_appear() -> None:
     peers = Peers()
     first, second, third = peers.line

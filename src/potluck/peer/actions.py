@@ -449,7 +449,8 @@ class Actions:
         began, core = self._now(), self.core
         while core.evaluating.busy or core.evaluating.awaited(core.view):
             others = any(p.evaluating >= 0 for p in core.swarm.alive(self._now()) if p.peer != core.me.peer)
-            stays_s = EVALUATE_S if core.evaluating.busy else 0.0 if others else LINGER_S
+            waits_s = 0.0 if others and not core.evaluating.busy else LINGER_S
+            stays_s = EVALUATE_S if core.evaluating.round >= 0 else waits_s
             if self._now() - began >= stays_s:
                 return
             await asyncio.sleep(0.1)

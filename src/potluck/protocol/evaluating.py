@@ -70,8 +70,8 @@ class Evaluating:
             self._result = None
 
     def verdict(self, view: RunView) -> Decision:
-        """Our result, if the ledger lacks it."""
-        if self._result is not None and self._result.round in view.evaluations.of:
+        """Our result, while the ledger lacks it and it would count there."""
+        if self._result is not None and view.evaluations.fault(self._result, view.round):
             self._result = None
         return Decision(self._result, "an evaluation" if self._result is not None else "nothing evaluated")
 
@@ -86,8 +86,10 @@ class Evaluating:
 
     def _what(self, view: RunView) -> object:
         """What is due, by a name; None if nothing is."""
+        if not self.every or view.genesis is None:
+            return None
         last, head = view.evaluations.last, view.round
-        if not self.every or view.genesis is None or last >= head:
+        if last >= head:
             return None
         if view.finished is not None:
             return "last"

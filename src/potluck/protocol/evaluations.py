@@ -52,13 +52,8 @@ class Evaluations:
         """What the best state follows from; None if it was too old already when it was evaluated."""
         return self._grounds.get(self.best.round) if self.best is not None else None
 
-    def follow(
-        self, body: Evaluation, head: int, snapshots: Mapping[int, Snapshot], commits: Mapping[int, Commit]
-    ) -> str | None:
-        """Fold one in, with rounds committed up to ``head``; returns why it was skipped, if it was.
-
-        Of the run there are still these ``snapshots`` and ``commits``, by round.
-        """
+    def fault(self, body: Evaluation, head: int) -> str | None:
+        """Why an evaluation does not count, with rounds committed up to ``head``; None if it does."""
         if body.round > head:
             return "its round is not committed"
         if body.round in self.of:
@@ -72,6 +67,17 @@ class Evaluations:
         known = self._states.get(body.round)
         if known is not None and known != body.state:
             return f"it is of state {body.state[:12]}, and the run's was {known[:12]}"
+        return None
+
+    def follow(
+        self, body: Evaluation, head: int, snapshots: Mapping[int, Snapshot], commits: Mapping[int, Commit]
+    ) -> str | None:
+        """Fold one in; returns why it was skipped, if it was.
+
+        Of the run there are still these ``snapshots`` and ``commits``, by round.
+        """
+        if fault := self.fault(body, head):
+            return fault
         self.of[body.round] = body
         if self.best is None or (body.worth, -body.round) > (self.best.worth, -self.best.round):
             self.best = body
