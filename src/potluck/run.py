@@ -13,13 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
+from potluck.data.blocks import share
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
 from potluck.identity import Claim
 from potluck.peer.background import Background
+from potluck.peer.elsewhere import Elsewhere
 from potluck.peer.node import Node
 from potluck.peer.place import Founding, Place
+from potluck.peer.speaker import Alone, Listener, Speaker, Standing
+from potluck.peer.told import Done
 from potluck.recipe import Recipe
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
     from potluck.data.reader import Dataset
     from potluck.peer.layout import Vector
+    from potluck.peer.ranks import Ranks
     from potluck.peer.trainer import Trainer
     from potluck.protocol.view import RunView
 
@@ -59,10 +64,17 @@ class Run:
 
     The block swallows ``RunOver``, which ``optimizer.step()`` raises once the run has reached its goal; the
     model then holds the run's final parameters, the same on every peer.
+
+    Of a peer that has several ranks each has one. All of them join, step, take data and leave together; what
+    else there is only rank 0 knows, and the others say so.
     """
 
     def __init__(
-        self, invite: Invite, claimed: Claim, place: Place, watch: Callable[[str], None] | None
+        self,
+        invite: Invite,
+        claimed: Claim | None,
+        place: Place | Elsewhere,
+        watch: Callable[[str], None] | None,
     ) -> None:
         self.invite = invite.text()
         """What others join with: ``potluck join INVITE``."""
@@ -74,8 +86,14 @@ class Run:
         # (20 MB/s; 93 MB/s at 1 ms). It is put back when the run is left.
         self._switch_s = sys.getswitchinterval()
         sys.setswitchinterval(min(self._switch_s, SWITCH_S))
-        self._background = Background()
-        self._node: Node = self._call(_make(invite, place, watch), START_S)
+        self._side: Alone | Speaker | Listener
+        if isinstance(place, Elsewhere):
+            self._background, self._node = cast("Background", place), cast("Node", place)
+            self._side = place.listener
+        else:
+            self._background = Background()
+            self._node = self._call(_make(invite, place, watch), START_S)
+            self._side = Alone(lambda: self._node.actions.handover, self._look)
 
     # -- coming ----------------------------------------------------------------------------------
 
@@ -86,23 +104,33 @@ class Run:
             self._stop()
             raise
 
-    def _adopt(self, model: torch.nn.Module) -> None:
+    def _adopt(self, model: torch.nn.Module, ranks: Ranks | None = None) -> None:
         """Check the model against the run, wait for the run's state, and put it into the model."""
         from potluck.peer.trainer import Trainer
 
-        trainer = Trainer(model, self._node.actions.handover)
+        handover = self._node.actions.handover
+        look = self._look
+        side = Alone(lambda: handover, look) if ranks is None else Speaker(handover, ranks, look)
+        trainer = Trainer(model, side.meeting, ranks)
         trainer.check(self._node.genesis.tensors)
-        self._trainer = trainer
+        self._trainer, self._side = trainer, side
         self._call(self._node.enlist(), ANSWER_S)
         _warm_up()
-        self._call(self._node.ready(), None)
-        self._take_state()
+        self._background.call(self._node.ready(), None, side.wait)
+        carries = handover.wait_first()
+        if carries:
+            side.write(trainer, carries[-1].theta)
         self._call(self._node.train(), ANSWER_S)
+        side.joined(Done(self.invite, self.recipe.to_toml(), self._node.genesis.blocks))
 
-    def _take_state(self) -> None:
-        carries = self._node.actions.handover.wait_first()
-        if carries and self._trainer is not None:
-            self._trainer.write(carries[-1].theta)
+    def _beside(self, trainer: Trainer) -> Run:
+        """This is not rank 0, and has joined with it."""
+        self._trainer = trainer
+        return self
+
+    def _look(self) -> Standing:
+        core = self._node.core
+        return Standing(core.catchup.round, self.recipe.end.done(core.view.tokens, core.view.round))
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -114,7 +142,8 @@ class Run:
         Args:
             optimizer: any PyTorch optimizer over the model's parameters.
             tokens_per_step: what one step counts as; by default what went into the model in training mode
-                since the last step (elements of integer inputs, rows of others).
+                since the last step (elements of integer inputs, rows of others). Of several ranks each has
+                its own, and they add up.
 
         Raises:
             UsageError: this run trains no model, or has an optimizer already.
@@ -130,7 +159,8 @@ class Run:
     ) -> Iterator[Any]:
         """Batches of the data that is leased to this peer: all peers together go through every sample once an
         epoch, whoever comes and goes. A batch is a block: ``recipe.data.block`` samples, an epoch's last one
-        perhaps fewer. While there is nothing to train on it waits.
+        perhaps fewer. While there is nothing to train on it waits. Of several ranks each gets its share of
+        the block's samples.
 
         Args:
             dataset: the same on every peer. Anything with a length and samples by number is shuffled; a
@@ -151,11 +181,18 @@ class Run:
                 "this run does not share its data out: set data.samples and data.block in the host's recipe, "
                 "Recipe(data=Data(samples=len(dataset), block=32))"
             )
+        rank, ranks = self._side.rank, self._side.world
+        if data.block < ranks:
+            raise UsageError(
+                f"a block of {data.block} samples is too small for a peer of {ranks} ranks: each needs one "
+                "at least; set data.block higher in the host's recipe, or start fewer ranks"
+            )
         read, make = reader(dataset, data.samples, data.block, data.seed), collate or default_collate
-        return (make(read(position)) for position in self.blocks())
+        return (make(share(read(position), rank, ranks)) for position in self.blocks())
 
     def blocks(self) -> Iterator[int]:
-        """Positions of the data blocks leased to this peer, as ``batches`` goes through them.
+        """Positions of the data blocks leased to this peer, as ``batches`` goes through them; the same on all
+        its ranks.
 
         Raises:
             UsageError: no model is trained here, or the run leases no data.
@@ -175,13 +212,13 @@ class Run:
     @property
     def over(self) -> str | None:
         """Why the run is over, or None while it goes on."""
-        return self._node.actions.handover.over
+        return self._side.over
 
     @property
     def state(self) -> Progress:
         """How things stand (or stood, when we left): round, state digest, work, bytes, what is waited for."""
         return self._read(lambda: self._node.core.swarm.last(self._node.core.me.peer)) or Progress(
-            peer=self._claim.identity.peer, session=self._node.session
+            peer=self._node.core.me.peer, session=self._node.session
         )
 
     @property
@@ -209,12 +246,12 @@ class Run:
     @property
     def round(self) -> int:
         """The last round applied here."""
-        return self._node.core.catchup.round
+        return self._side.standing.round
 
     @property
     def done(self) -> float:
         """The share of the run, 0 to 1, that is committed, by ``end.tokens`` or ``end.rounds``."""
-        return self.recipe.end.done(self.view.tokens, self.view.round)
+        return self._side.standing.done
 
     def task_files(self) -> dict[str, bytes]:
         """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""
@@ -225,16 +262,29 @@ class Run:
 
         Raises:
             ModelMismatch: it is not the run's model.
-            UsageError: there is a model already.
+            UsageError: there is a model already, or this is one of several ranks.
         """
+        from potluck.peer.ranks import spread_over_ranks
+
         if self._trainer is not None:
             raise UsageError("this run trains a model already")
+        if spread_over_ranks():
+            raise UsageError(
+                "this process is one of several ranks: give the model to host or join, on every rank, so "
+                "that all of them join together"
+            )
         self._adopt(model)
 
     # -- going -----------------------------------------------------------------------------------
 
     def wait_over(self, timeout_s: float | None = None) -> bool:
-        """Wait until the run is over and its last round is applied here; False if time ran out first."""
+        """Wait until the run is over and its last round is applied here; False if time ran out first.
+
+        Raises:
+            UsageError: this is one of several ranks, which only go on together.
+        """
+        if self._side.world > 1:
+            raise UsageError("several ranks go on by steps only: train on until optimizer.step() ends it")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self.over is None:
             if deadline is not None and time.monotonic() > deadline:
@@ -251,12 +301,14 @@ class Run:
         try:
             if self._background.alive:
                 if self._trainer is not None:
-                    self._trainer.meet()
-                size = self._node.actions.state.size
-                self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S)
+                    self._side.meet_last(self._trainer)
+                limit_s = LEAVE_S + self._node.actions.state.size * LEAVE_VALUE_S
+                self._background.call(self._node.leave(), limit_s, self._side.wait)
         finally:
             self._final_state()
             self._stop()
+        if self._side.problem is not None:
+            raise self._side.problem
 
     def _final_state(self) -> None:
         """Leave the shared state in the model: what everybody has."""
@@ -265,8 +317,7 @@ class Run:
         if self._trainer is not None:
             self._trainer.detach()
             plane = self._node.actions.state.plane
-            if plane is not None:
-                self._trainer.write(plane.theta)
+            self._side.finish(self._trainer, plane.theta if plane is not None else None)
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +325,10 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        lost = self._side.part(error) if error is not None and not isinstance(error, RunOver) else None
         self.leave()
+        if lost is not None:
+            raise lost from error
         if isinstance(error, RunOver):
             log.info("the run is over: %s", error)
             return True
@@ -290,15 +344,16 @@ class Run:
         return read() if self._left else self._background.read(read, ANSWER_S)
 
     def _check(self) -> None:
-        failure = self._node.actions.handover.failure
-        if failure is not None:
-            raise failure
+        if self._side.failure is not None:
+            raise self._side.failure
 
     def _stop(self) -> None:
         self._left = True
         self._background.stop(self._node.close(), STOP_S)
+        self._side.close()
         sys.setswitchinterval(self._switch_s)
-        self._claim.release()
+        if self._claim is not None:
+            self._claim.release()
 
 
 def _warm_up() -> None:

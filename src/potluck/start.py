@@ -16,8 +16,11 @@ from potluck.hub.launch import launch_hub
 from potluck.hub.site import Nats
 from potluck.identity import Claim, data_directory
 from potluck.peer.disks import claim_for
+from potluck.peer.elsewhere import Elsewhere
 from potluck.peer.place import Founding, Place
 from potluck.peer.resume import prepare
+from potluck.peer.speaker import Listener
+from potluck.peer.told import Read
 from potluck.recipe import Recipe
 from potluck.run import Run
 from potluck.store.keep import USUAL, Keep
@@ -25,6 +28,8 @@ from potluck.wire.invite import Invite
 
 if TYPE_CHECKING:
     import torch
+
+    from potluck.peer.ranks import Ranks
 
 log = logging.getLogger("potluck")
 
@@ -60,17 +65,23 @@ def host(
     Raises:
         PotluckError: the recipe, the model, the disk or the network is not as it must be, and why.
     """
-    recipe.validate()
-    if hub and nats:
-        raise UsageError("the hub that runs already has its ledger: name a NATS for it, or the hub, not both")
-    home = Path(directory) if directory is not None else data_directory()
-    founding = _founding(recipe, model, base or Path())
-    if not hub:
-        place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
-        hub = launch_hub(place, host=listen, nats=nats).invite
-    run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
-    run._begin(founding)
-    return _with_model(run, model)
+    ranks = _ranks(model)
+    if ranks is not None and model is not None and not ranks.speaks:
+        return _beside(ranks, model)
+    with _speaking(ranks):
+        recipe.validate()
+        if hub and nats:
+            raise UsageError(
+                "the hub that runs already has its ledger: name a NATS for it, or the hub, not both"
+            )
+        home = Path(directory) if directory is not None else data_directory()
+        founding = _founding(recipe, model, base or Path(), ranks)
+        if not hub:
+            place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
+            hub = launch_hub(place, host=listen, nats=nats).invite
+        run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
+        run._begin(founding)
+        return _with_model(run, model, ranks)
 
 
 def join(
@@ -86,6 +97,10 @@ def join(
 ) -> Run:
     """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
 
+    Where ``torch.distributed`` is initialised with several ranks, all of them call this with their model (in
+    ``DistributedDataParallel``, or given to ``fully_shard``) and are one peer; rank 0 alone speaks with
+    others. So it is with ``host`` and ``resume``.
+
     Args:
         invite: what the host's ``potluck host`` printed.
         trains: False only follows: the state is kept up to date, nothing is contributed.
@@ -95,10 +110,14 @@ def join(
         ModelMismatch: the model is not the run's.
         PotluckError: the hub can't be reached, or the disk or the network fails.
     """
-    home = Path(directory) if directory is not None else data_directory()
-    run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
-    run._begin(None)
-    return _with_model(run, model)
+    ranks = _ranks(model)
+    if ranks is not None and model is not None and not ranks.speaks:
+        return _beside(ranks, model)
+    with _speaking(ranks):
+        home = Path(directory) if directory is not None else data_directory()
+        run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
+        run._begin(None)
+        return _with_model(run, model, ranks)
 
 
 def resume(
@@ -128,28 +147,65 @@ def resume(
         CorruptData: its journal is damaged or altered, and where.
         PotluckError: as ``host``.
     """
-    prepared = prepare(source, Path(directory) if directory is not None else None)
-    with _released(prepared.claimed):
-        if prepared.warning:
-            (watch or log.warning)(prepared.warning)
-        hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
-        launched = launch_hub(
-            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run, nats=nats
-        )
-        place = _place(prepared.claimed, prepared.directory, name, listen, keep)
-        run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
-    run._begin(None)
-    return _with_model(run, model)
+    ranks = _ranks(model)
+    if ranks is not None and model is not None and not ranks.speaks:
+        return _beside(ranks, model)
+    with _speaking(ranks):
+        prepared = prepare(source, Path(directory) if directory is not None else None)
+        with _released(prepared.claimed):
+            if prepared.warning:
+                (watch or log.warning)(prepared.warning)
+            hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
+            launched = launch_hub(
+                hubs / f"{recipe.name}-{secrets.token_hex(4)}",
+                host=listen,
+                run=prepared.genesis.run,
+                nats=nats,
+            )
+            place = _place(prepared.claimed, prepared.directory, name, listen, keep)
+            run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
+        run._begin(None)
+        return _with_model(run, model, ranks)
 
 
-def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
+def _with_model(run: Run, model: torch.nn.Module | None, ranks: Ranks | None) -> Run:
     if model is not None:
         try:
-            run._adopt(model)
+            with _speaking(ranks):
+                run._adopt(model, ranks)
         except BaseException:
             run.leave()
             raise
     return run
+
+
+def _ranks(model: torch.nn.Module | None) -> Ranks | None:
+    """The ranks of this peer, if there are several and they train a model."""
+    if model is None:
+        return None
+    from potluck.peer.ranks import Ranks, spread_over_ranks
+    from potluck.peer.values import signed
+
+    return Ranks(signed(model)) if spread_over_ranks() else None
+
+
+def _speaking(ranks: Ranks | None) -> contextlib.AbstractContextManager[None]:
+    """What fails inside is told to the other ranks."""
+    return contextlib.nullcontext() if ranks is None else ranks.speaking()
+
+
+def _beside(ranks: Ranks, model: torch.nn.Module) -> Run:
+    """This is not rank 0: join, host or resume with it."""
+    from potluck.peer.trainer import Trainer
+
+    listener = Listener(ranks)
+    try:
+        trainer = Trainer(model, listener, ranks)
+        joined = listener.obey(trainer)
+    except BaseException:
+        ranks.close()
+        raise
+    return Run(Invite.parse(joined.invite), None, Elsewhere(listener, joined), None)._beside(trainer)
 
 
 def _start(
@@ -184,7 +240,7 @@ def _released(claimed: Claim) -> Iterator[None]:
         raise
 
 
-def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
+def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path, ranks: Ranks | None) -> Founding:
     """What the first peer brings: of its own model, or of the recipe's built-in task."""
     from potluck.data.assets import build_assets
     from potluck.data.blocks import blocks_of
@@ -198,5 +254,7 @@ def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Foun
         assets = build_assets(recipe, base=base)
         work = task(recipe, assets)
         model, blocks = work.model(base=base), work.blocks
-    trainer = Trainer(model, Handover(lambda *_: None))
+    trainer = Trainer(model, Handover(lambda *_: None), ranks)
+    if ranks is not None:
+        ranks.tell(Read())
     return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)

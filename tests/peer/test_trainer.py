@@ -289,7 +289,7 @@ def test_states_are_taken_with_the_bits_of_whole_vectors(
     monkeypatch: pytest.MonkeyPatch, at_a_time: int, first: int, cut: bool
 ) -> None:
     """Whatever the layout of a parameter, and however many values are handled at a time."""
-    monkeypatch.setattr("potluck.peer.trainer.SLICE", at_a_time)
+    monkeypatch.setattr("potluck.peer.values.SLICE", at_a_time)
     model, plain = Mixed(), Mixed()
     loop, other = (
         Loop(model, torch.optim.SGD([model.plain], lr=0.1)),
