@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potluck.errors import RecipeError
-from potluck.recipe import DEMO, MAX_TOML_BYTES, PRESETS, End, Inner, Recipe, Rounds, Task, bpe_vocab, preset
+from potluck.recipe import BUILT_IN, DEMO, MAX_TOML_BYTES, End, Inner, Recipe, Rounds, Task, built_in
+from potluck.recipe.checks import CHOICES, LIMITS, bpe_vocab
+from potluck.recipe.presets import PRESETS
 
 plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 keys = plain.filter(lambda key: not key.startswith("_") and key != "auto_map")
@@ -157,14 +159,12 @@ def test_a_recipe_made_in_python_is_checked_too() -> None:
 
 
 def test_every_number_has_limits_and_every_default_is_allowed() -> None:
-    from potluck.recipe import _LIMITS
-
     Recipe().validate()
     for section in (entry for entry in fields(Recipe()) if is_dataclass(getattr(Recipe(), entry.name))):
         table = getattr(Recipe(), section.name)
         for entry in fields(table):
             if type(getattr(table, entry.name)) in (int, float):
-                assert f"{section.name}.{entry.name}" in _LIMITS
+                assert f"{section.name}.{entry.name}" in LIMITS
 
 
 def test_load_reads_a_file_and_names_it_in_errors(tmp_path: Path) -> None:
@@ -181,15 +181,58 @@ def test_load_reads_a_file_and_names_it_in_errors(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "none.toml")
 
 
-def test_presets_are_valid_and_found_by_name() -> None:
-    assert preset("shakespeare") is DEMO
-    for name, recipe in PRESETS.items():
+def test_built_in_recipes_are_valid_and_found_by_name() -> None:
+    assert built_in("shakespeare") is DEMO
+    for name, recipe in BUILT_IN.items():
         assert Recipe.from_toml(recipe.to_toml()) == recipe
         assert recipe.name == name
     with pytest.raises(RecipeError, match="did you mean shakespeare"):
-        preset("shakespere")
+        built_in("shakespere")
     with pytest.raises(RecipeError, match="there are shakespeare"):
-        preset("zzz")
+        built_in("zzz")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_preset_fills_in_what_the_recipe_does_not_say(name: str) -> None:
+    wanted = PRESETS[name]["rounds"]
+    alone = Recipe.from_toml(f'preset = "{name}"')
+    assert alone.rounds == Rounds(**wanted)
+    assert alone == Recipe.preset(name)
+    assert replace(alone, rounds=Rounds()) == Recipe(), "and touches nothing else"
+    said = Recipe.from_toml(f'preset = "{name}"\n[rounds]\ncodec = "fp32"\nparts = 3\n[end]\nrounds = 5\n')
+    assert said.rounds == Rounds(**{**wanted, "codec": "fp32", "parts": 3})
+    assert said == Recipe.preset(name, rounds={"codec": "fp32", "parts": 3}, end=End(rounds=5))
+    assert Recipe.from_toml(said.to_toml()) == said, "what travels has every value written out"
+
+
+def test_a_section_that_is_whole_is_taken_as_it_is() -> None:
+    assert Recipe.preset("wan", rounds=Rounds(tokens=7)).rounds == Rounds(tokens=7)
+    assert Recipe.preset("wan", name="x", task={"context": 9}).task.context == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('preset = "wam"', "no preset 'wam'; did you mean 'wan'"),
+        ('preset = "zzz"', "there are local, lan, wan, volunteer"),
+        ("preset = 3", "no preset 3; there are"),
+        ('preset = "wan"\nrounds = 3', "rounds = 3 should be a table"),
+        ('preset = "wan"\n[rounds]\ncodec = "int9"', "did you mean 'int8'"),
+        ('preset = "wan"\n[rounds]\ntoken = 3', "did you mean tokens"),
+    ],
+)
+def test_what_is_wrong_beside_a_preset_is_named(text: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        Recipe.from_toml(text)
+
+
+def test_what_is_wrong_in_a_preset_of_python_is_named() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'local'"):
+        Recipe.preset("locl")
+    with pytest.raises(RecipeError, match="did you mean tokens"):
+        Recipe.preset("wan", rounds={"token": 3})
+    with pytest.raises(RecipeError, match="there is no 'rnds' in a recipe; did you mean rounds"):
+        Recipe.preset("wan", rnds={})
 
 
 def test_the_size_of_a_vocabulary() -> None:
@@ -200,18 +243,20 @@ def test_the_size_of_a_vocabulary() -> None:
 def test_recipes_allow_the_codecs_and_outer_optimizers_there_are() -> None:
     from potluck.codecs import CODECS
     from potluck.optim.outer import KINDS
-    from potluck.recipe import _CHOICES
 
-    assert set(_CHOICES["rounds.codec"]) == set(CODECS)
-    assert set(_CHOICES["outer.kind"]) == set(KINDS)
+    assert set(CHOICES["rounds.codec"]) == set(CODECS)
+    assert set(CHOICES["outer.kind"]) == set(KINDS)
 
 
 def test_a_learning_rate_cools_down_towards_an_end() -> None:
     cooling = replace(DEMO, inner=replace(DEMO.inner, cooldown=0.5))
     cooling.validate()
     replace(cooling, end=End(rounds=3)).validate()
-    with pytest.raises(RecipeError, match=r"inner\.cooldown = 0\.5 needs end\.tokens or end\.rounds"):
-        replace(cooling, end=End(epochs=2)).validate()
+    replace(cooling, end=End(epochs=2)).validate()
+    with pytest.raises(
+        RecipeError, match=r"a learning rate that falls \(schedule 'wsd'\) needs the run's end"
+    ):
+        replace(cooling, end=End()).validate()
 
 
 def test_a_switch_is_true_or_false() -> None:

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("potluck")
 
+_here: dict[Run, Path] = {}
+"""Runs that this process takes part in, and the data directory of each. It has to know them: a notebook's
+cell that is run again would make a second peer beside the first, which trains no more and is waited for.
+"""
+
 
 def host(
     recipe: Recipe,
@@ -48,6 +53,9 @@ def host(
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Start a run: a hub in a process of its own, and this process as the first peer.
+
+    Called again in one process with the same recipe, kind of model and directory, while that run goes on (a
+    notebook's cell is run once more), it goes on in the same run, with the model given now.
 
     Args:
         recipe: what all peers will agree on.
@@ -76,12 +84,15 @@ def host(
             )
         home = Path(directory) if directory is not None else data_directory()
         founding = _founding(recipe, model, base or Path(), ranks)
+        again = _hosted_again(home, founding, hub) if ranks is None else None
+        if again is not None:
+            again.leave()
+            return join(again.invite, model, name=name, directory=home, listen=listen, keep=keep, watch=watch)
         if not hub:
             place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
             hub = launch_hub(place, host=listen, nats=nats).invite
         run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
-        run._begin(founding)
-        return _with_model(run, model, ranks)
+        return _begun(run, founding, model, home, ranks)
 
 
 def join(
@@ -96,6 +107,9 @@ def join(
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
+
+    Called again in one process, for a run that it takes part in from the same directory, the peer that is
+    there to do the same leaves first, and comes back with the model given now.
 
     Where ``torch.distributed`` is initialised with several ranks, all of them call this with their model (in
     ``DistributedDataParallel``, or given to ``fully_shard``) and are one peer; rank 0 alone speaks with
@@ -115,9 +129,10 @@ def join(
         return _beside(ranks, model)
     with _speaking(ranks):
         home = Path(directory) if directory is not None else data_directory()
+        if ranks is None:
+            _leave_first(home, Invite.parse(invite).run, trains)
         run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
-        run._begin(None)
-        return _with_model(run, model, ranks)
+        return _begun(run, None, model, home, ranks)
 
 
 def resume(
@@ -164,11 +179,13 @@ def resume(
             )
             place = _place(prepared.claimed, prepared.directory, name, listen, keep)
             run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
-        run._begin(None)
-        return _with_model(run, model, ranks)
+        return _begun(run, None, model, prepared.home, ranks)
 
 
-def _with_model(run: Run, model: torch.nn.Module | None, ranks: Ranks | None) -> Run:
+def _begun(
+    run: Run, founding: Founding | None, model: torch.nn.Module | None, home: Path, ranks: Ranks | None
+) -> Run:
+    run._begin(founding)
     if model is not None:
         try:
             with _speaking(ranks):
@@ -176,6 +193,7 @@ def _with_model(run: Run, model: torch.nn.Module | None, ranks: Ranks | None) ->
         except BaseException:
             run.leave()
             raise
+    _here[run] = home.absolute()
     return run
 
 
@@ -206,6 +224,33 @@ def _beside(ranks: Ranks, model: torch.nn.Module) -> Run:
         ranks.close()
         raise
     return Run(Invite.parse(joined.invite), None, Elsewhere(listener, joined), None)._beside(trainer)
+
+
+def _there(home: Path) -> list[Run]:
+    """Runs that this process takes part in from a directory."""
+    for run in [run for run in _here if run._left]:
+        del _here[run]
+    return [run for run, place in _here.items() if place == home.absolute()]
+
+
+def _hosted_again(home: Path, founding: Founding, hub: str) -> Run | None:
+    """The run that this process takes part in already, if what it hosts now would be the same once more."""
+    for run in _there(home):
+        genesis = run._node.genesis
+        same = (genesis.recipe, genesis.tensors) == (founding.recipe.to_toml(), founding.tensors)
+        if same and run.over is None and (not hub or Invite.parse(hub).run == genesis.run):
+            log.warning("this process hosts this run already: it goes on in it, with the model given now")
+            return run
+        log.warning("this process still takes part in run %s: run.leave() ends that", genesis.run)
+    return None
+
+
+def _leave_first(home: Path, run_id: str, trains: bool) -> None:
+    """One that trains may have another beside it that only follows."""
+    for run in _there(home):
+        if run._node.genesis.run == run_id and run._place.trains == trains:
+            log.warning("this process takes part in this run already: it leaves, and comes back")
+            run.leave()
 
 
 def _start(

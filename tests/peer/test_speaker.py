@@ -29,7 +29,7 @@ class Two:
         self.sides: dict[int, Speaker | Listener] = {}
         self.models: dict[int, nn.Linear] = {}
         self.trainers: dict[int, Trainer] = {}
-        self.standing = Standing(3, 0.5)
+        self.standing = Standing(3, 0.5, 900.0)
 
     def on(self, *acts: Callable[[Trainer, Speaker | Listener], object]) -> None:
         """Both ranks do each of it; in between, what is done on rank 0 is done before both go on."""
@@ -65,7 +65,7 @@ def test_tokens_of_a_step_are_those_of_all_ranks() -> None:
     two = Two()
     two.on(step(4, 2.0), step(6))
     assert (two.handover.work.total_tokens, two.handover.work.steps, two.handover.work.loss) == (15, 2, 2.0)
-    assert two.sides[1].standing == Standing(3, 0.5)
+    assert two.sides[1].standing == Standing(3, 0.5, 900.0)
     assert not two.cuts
 
 

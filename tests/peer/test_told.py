@@ -72,7 +72,7 @@ def test_copies_that_nothing_keeps_in_step_are_told() -> None:
         Wait(),
         Read(),
         Write(),
-        Done("potluck:…", "recipe", 7, 3, 0.25),
+        Done("potluck:…", "recipe", 7, 3, 0.25, 900.0),
         Over("enough tokens"),
         Failed("StoreError", "the disk is full"),
     ],

@@ -16,7 +16,7 @@ from potluck.app.processes import registered
 from potluck.app.reporter import Reporter
 from potluck.errors import RunOver, UsageError
 from potluck.hub.site import Nats
-from potluck.recipe import Recipe, preset
+from potluck.recipe import Recipe, built_in
 from potluck.run import Run
 from potluck.start import host, join, resume
 from potluck.store.keep import USUAL, Keep
@@ -141,7 +141,7 @@ def read_recipe(name: str) -> tuple[Recipe, Path]:
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         return Recipe.load(path), path.parent
-    return preset(name), Path()
+    return built_in(name), Path()
 
 
 def take_part(out: Output, start: Callable[[Callable[[str], None]], Run], part: Part) -> int:
@@ -190,7 +190,7 @@ def _work(out: Output, run: Run, part: Part, joined: Callable[[], None]) -> None
     work = task(run.recipe, run.task_files())
     model = work.model()
     run.adopt(model)
-    optimizer = run.optimizer(work.optimizer(model, lambda: run.done))
+    optimizer = run.optimizer(work.optimizer(model, lambda: run.done, lambda: run.tokens))
     if part.threads:
         # After the run's own hook, which gives each peer of a machine its share of the cores.
         optimizer.register_step_post_hook(lambda *_: torch.set_num_threads(part.threads))

@@ -12,7 +12,8 @@ import numpy as np
 from potluck.data.text import hold_out, load_text
 from potluck.data.tokens import END, pack, read_tokenizer, train_tokenizer
 from potluck.errors import RecipeError
-from potluck.recipe import Recipe, bpe_vocab, check_config
+from potluck.recipe import Recipe
+from potluck.recipe.checks import bpe_vocab, check_config
 
 log = logging.getLogger(__name__)
 

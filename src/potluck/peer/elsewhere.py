@@ -33,11 +33,21 @@ class Elsewhere:
 
     alive = True
     actions = _Actions()
+    directory = None
+    """Nothing is kept here."""
 
     def __init__(self, listener: Listener, joined: Done) -> None:
         self.listener = listener
         self.recipe = Recipe.from_toml(joined.recipe)
         self.genesis = _Genesis(joined.blocks)
+
+    @property
+    def events(self) -> Elsewhere:
+        """Nothing is heard here."""
+        return self
+
+    def tell(self) -> None:
+        """There is nothing to tell."""
 
     def leave(self) -> None:
         """Rank 0 does."""

@@ -28,10 +28,11 @@ EMPTY = np.empty(0, np.float32)
 
 
 class Standing(NamedTuple):
-    """How the run stands: the last round applied here, and the share of the run that is done."""
+    """How the run stands: the last round applied here, the share of the run that is done, and its tokens."""
 
     round: int = 0
     done: float = 0.0
+    tokens: float = 0.0
 
 
 class Alone:
@@ -149,8 +150,8 @@ class Speaker:
 
     def joined(self, told: Done) -> None:
         """All ranks have joined."""
-        self.standing = self._look()
-        self.ranks.tell(replace(told, round=self.standing.round, share=self.standing.done))
+        now = self.standing = self._look()
+        self.ranks.tell(replace(told, round=now.round, share=now.done, tokens=now.tokens))
 
     def wait(self) -> None:
         """The others are told, now and then, that they wait for something."""
@@ -190,13 +191,14 @@ class Speaker:
         over, failure, self.standing = self._handover.over, self._handover.failure, self._look()
         ends = not quiet and (over is not None or failure is not None)
         self._news = not quiet and not ends and self._handover.news
-        round_, share = self.standing
+        round_, share, tokens = self.standing
         together = self.ranks.roll(
             call._replace(
                 news=self._news or ends,
                 threads=self._handover.threads,
                 round=round_,
                 done=share,
+                run_tokens=tokens,
             )
         )
         self.threads = self.ranks.threads(together)
@@ -283,13 +285,13 @@ class Listener:
                 trainer.read()
             elif isinstance(told, Write):
                 trainer.write(EMPTY)
-        self.standing = Standing(told.round, told.share)
+        self.standing = Standing(told.round, told.share, told.tokens)
         return told
 
     def _roll(self, call: Call) -> Call:
         together = self.ranks.roll(call)
         self.threads = self.ranks.threads(together)
-        self.standing = Standing(int(together.round), together.done)
+        self.standing = Standing(int(together.round), together.done, together.run_tokens)
         if together.news:
             told = self.ranks.hear()
             if isinstance(told, Over):

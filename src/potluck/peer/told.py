@@ -73,6 +73,8 @@ class Call(NamedTuple):
     """Rank 0: the last round applied here."""
     done: float = 0.0
     """Rank 0: the share of the run that is done."""
+    run_tokens: float = 0.0
+    """Rank 0: the run's tokens."""
 
 
 def agree(calls: Sequence[Call]) -> Call:
@@ -157,6 +159,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     blocks: int = 0
     round: int = 0
     share: float = 0.0
+    tokens: float = 0.0
 
 
 class Over(msgspec.Struct, frozen=True, tag=True):
