@@ -17,6 +17,7 @@ from potluck.errors import ModelMismatch, RunOver, UsageError
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.layout import Carry, Stretch, Vector, carried, within
 from potluck.peer.spare import Spare
+from potluck.peer.watch import Watch
 from potluck.wire.records import TensorSpec
 
 WAIT_S = 0.2
@@ -41,9 +42,10 @@ class Trainer:
         self._size = sum(p.numel() for p in self._parameters.values())
         self._model = model
         self._handover = handover
-        self._seen = 0.0
-        self._loss: torch.Tensor | None = None
+        self.watch = Watch()
+        """What a step was."""
         self._step_tokens: int | None = None
+        self._ends = True
         self._threads = 0
         self._hooks: list[Any] = []
         self._spare = Spare()
@@ -93,8 +95,12 @@ class Trainer:
                 parameter.copy_(values.reshape(parameter.shape))
                 start = stop
 
-    def attach(self, optimizer: torch.optim.Optimizer, step_tokens: int | None) -> None:
+    def attach(
+        self, optimizer: torch.optim.Optimizer, step_tokens: int | None, ends: bool = True
+    ) -> torch.optim.Optimizer:
         """Make ``optimizer.step`` the boundary. ``step_tokens`` per step, or counted from the model's input.
+        ``ends``: with the run ``step`` raises ``RunOver``. Returns PyTorch's own optimizer, which that of
+        another library may wrap.
 
         Raises:
             UsageError: another optimizer is attached already, or a step would count as nothing.
@@ -103,12 +109,11 @@ class Trainer:
             raise UsageError("this run has an optimizer already; one run trains one model with one optimizer")
         if step_tokens is not None and step_tokens <= 0:
             raise UsageError(f"a step of {step_tokens} tokens counts as nothing: give a positive number")
-        self._step_tokens = step_tokens
-        self._hooks = [
-            optimizer.register_step_post_hook(self._boundary),
-            self._model.register_forward_pre_hook(self._count, with_kwargs=True),
-            self._model.register_forward_hook(self._note_loss),
-        ]
+        optimizer = _innermost(optimizer)
+        self._step_tokens, self._ends = step_tokens, ends
+        hook = optimizer.register_step_post_hook(self._boundary)
+        self._hooks = [hook, *self.watch.hooks(self._model)]
+        return optimizer
 
     def detach(self) -> None:
         """Take the hooks out again."""
@@ -138,35 +143,24 @@ class Trainer:
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training:
-            self._seen += _tokens((*args, *kwargs.values()))
-
-    def _note_loss(self, module: torch.nn.Module, args: object, output: Any) -> None:
-        loss = getattr(output, "loss", None)
-        if module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
-            self._loss = loss.detach()
-
     def _boundary(self, optimizer: object, args: object, kwargs: object) -> None:
         """Between two inner steps; none was taken if a ``GradScaler`` found an infinite gradient. (It calls a
         fused optimizer's ``step`` all the same; any other's it does not.)
         """
         if float(getattr(optimizer, "found_inf", 0.0)):
             return
-        tokens = self._step_tokens if self._step_tokens is not None else self._seen or 1
-        loss = float(self._loss) if self._loss is not None else None
-        self._seen, self._loss = 0.0, None
-        self._handover.stepped(tokens, loss)
+        tokens, loss = self.watch.take()
+        self._handover.stepped(self._step_tokens if self._step_tokens is not None else tokens, loss)
         self.meet()
         if self._threads != self._handover.threads:
             self._threads = self._handover.threads
             torch.set_num_threads(self._threads)
-        self._check()
+        self._check(self._ends)
 
-    def _check(self) -> None:
+    def _check(self, ends: bool = True) -> None:
         if self._handover.failure is not None:
             raise self._handover.failure
-        if self._handover.over is not None:
+        if ends and self._handover.over is not None:
             raise RunOver(self._handover.over)
 
     def _take(self, carries: list[Carry], request: CutRequest | None) -> Vector | None:
@@ -213,7 +207,18 @@ def _carry(
 
 
 def _trained(model: torch.nn.Module) -> Iterable[tuple[str, torch.nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    """By the names that they have in the model as it was built: ``torch.compile`` puts one of its own in."""
+    return (
+        (".".join(word for word in name.split(".") if word != "_orig_mod"), p)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    )
+
+
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What takes the steps: libraries (accelerate) wrap an optimizer in another, as its ``optimizer``."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _innermost(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _own_memory(parameter: torch.nn.Parameter) -> Vector | None:
@@ -225,14 +230,6 @@ def _own_memory(parameter: torch.nn.Parameter) -> Vector | None:
 def _slices(start: int, stop: int) -> Iterator[slice]:
     """A range, ``SLICE`` values at a time."""
     return (slice(at, min(at + SLICE, stop)) for at in range(start, stop, SLICE))
-
-
-def _tokens(values: Iterable[Any]) -> float:
-    """Tokens of the first tensor: its elements if they are integers (ids), else its rows (samples)."""
-    for value in values:
-        if isinstance(value, torch.Tensor) and value.ndim:
-            return float(value.shape[0] if value.is_floating_point() else value.numel())
-    return 0.0
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
