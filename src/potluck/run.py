@@ -147,6 +147,7 @@ class Run:
         *,
         tokens_per_step: int | None = None,
         schedule: Schedule | Callable[[float], float] | None = None,
+        raises: bool = True,
     ) -> torch.optim.Optimizer:
         """Join an optimizer to the run and return it: its ``step()`` becomes the boundary of an inner step.
 
@@ -158,6 +159,8 @@ class Run:
             schedule: sets the learning rates before each step, by the run's progress instead of this peer's:
                 the optimizer's own times what the schedule says, or a function of the share of the run that
                 is done. Without one they are yours.
+            raises: False: the end of the run raises nothing, for a loop that some library owns; look at
+                ``over``, and ``leave`` then.
 
         Raises:
             UsageError: this run was left or trains no model, or has an optimizer of other parameters.
@@ -170,13 +173,29 @@ class Run:
             schedule.validate(self.recipe.end.exists)
         if self._optimizer is not None and _trains(self._optimizer) == _trains(optimizer):
             self._unhook()  # the same once more, as when a notebook's cell is run again
-        self._trainer.attach(optimizer, tokens_per_step)
+        steps = self._trainer.attach(optimizer, tokens_per_step, raises)
         self._optimizer = optimizer
-        self._hooks.append(optimizer.register_step_post_hook(self._stepped))
+        self._hooks.append(steps.register_step_post_hook(self._stepped))
         if schedule is not None:
             rates = follow(schedule, lambda: self.done, lambda: self.tokens)
-            self._hooks.append(optimizer.register_step_pre_hook(rates))
+            self._hooks.append(steps.register_step_pre_hook(rates))
         return optimizer
+
+    def count(self, tokens: float, loss: torch.Tensor | float | None = None) -> None:
+        """Tell what goes into the model before the next ``step()``, where that can't be seen: in a loop that
+        calls the model's parts, and not the model. With several batches in a step, once for each. What is
+        seen does not count any more.
+
+        Args:
+            tokens: or samples; the same on all peers.
+            loss: their mean loss; it is shown to others.
+
+        Raises:
+            UsageError: this run trains no model.
+        """
+        if self._trainer is None:
+            raise UsageError("this run was joined without a model: there is nothing to train")
+        self._trainer.watch.tell(tokens, loss)
 
     def batches(
         self, dataset: Dataset[T] | Iterable[T], collate: Callable[[list[T]], Any] | None = None

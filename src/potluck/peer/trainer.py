@@ -20,6 +20,7 @@ from potluck.peer.layout import Carry, Stretch, Vector
 from potluck.peer.spare import Spare
 from potluck.peer.told import Call, Doing
 from potluck.peer.values import Copied, Values, values_of
+from potluck.peer.watch import Watch
 from potluck.wire.records import TensorSpec
 
 if TYPE_CHECKING:
@@ -69,9 +70,10 @@ class Trainer:
         self._ranks, self._alike = ranks, False
         self._model = model
         self._handover = handover
-        self._seen = 0.0
-        self._loss: torch.Tensor | None = None
+        self.watch = Watch()
+        """What a step was."""
         self._step_tokens: int | None = None
+        self._ends = True
         self._threads = 0
         self._hooks: list[Any] = []
         self._spare = Spare()
@@ -117,8 +119,12 @@ class Trainer:
             for place, parameter in self._placed():
                 parameter.write(vector[place])
 
-    def attach(self, optimizer: torch.optim.Optimizer, step_tokens: int | None) -> None:
+    def attach(
+        self, optimizer: torch.optim.Optimizer, step_tokens: int | None, ends: bool = True
+    ) -> torch.optim.Optimizer:
         """Make ``optimizer.step`` the boundary. ``step_tokens`` per step, or counted from the model's input.
+        ``ends``: with the run ``step`` raises ``RunOver``. Returns PyTorch's own optimizer, which that of
+        another library may wrap.
 
         Raises:
             UsageError: another optimizer is attached already, or a step would count as nothing.
@@ -127,12 +133,11 @@ class Trainer:
             raise UsageError("this run has an optimizer already; one run trains one model with one optimizer")
         if step_tokens is not None and step_tokens <= 0:
             raise UsageError(f"a step of {step_tokens} tokens counts as nothing: give a positive number")
-        self._step_tokens = step_tokens
-        self._hooks = [
-            optimizer.register_step_post_hook(self._boundary),
-            self._model.register_forward_pre_hook(self._count, with_kwargs=True),
-            self._model.register_forward_hook(self._note_loss),
-        ]
+        optimizer = _innermost(optimizer)
+        self._step_tokens, self._ends = step_tokens, ends
+        hook = optimizer.register_step_post_hook(self._boundary)
+        self._hooks = [hook, *self.watch.hooks(self._model)]
+        return optimizer
 
     def detach(self) -> None:
         """Take the hooks out again."""
@@ -162,36 +167,25 @@ class Trainer:
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training:
-            self._seen += _tokens((*args, *kwargs.values()))
-
-    def _note_loss(self, module: torch.nn.Module, args: object, output: Any) -> None:
-        loss = getattr(output, "loss", None)
-        if module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
-            self._loss = loss.detach()
-
     def _boundary(self, optimizer: object, args: object, kwargs: object) -> None:
         """Between two inner steps; none was taken if a ``GradScaler`` found an infinite gradient. (It calls a
         fused optimizer's ``step`` all the same; any other's it does not.)
         """
         if float(getattr(optimizer, "found_inf", 0.0)):
             return
-        tokens = self._step_tokens if self._step_tokens is not None else self._seen or 1
-        loss = float(self._loss) if self._loss is not None else None
-        self._seen, self._loss = 0.0, None
-        self._handover.stepped(tokens, loss)
+        tokens, loss = self.watch.take()
+        self._handover.stepped(self._step_tokens if self._step_tokens is not None else tokens, loss)
         self.meet()
         threads = self._handover.threads
         if threads and self._threads != threads:  # 0: nobody knows
             self._threads = threads
             torch.set_num_threads(threads)
-        self._check()
+        self._check(self._ends)
 
-    def _check(self) -> None:
+    def _check(self, ends: bool = True) -> None:
         if self._handover.failure is not None:
             raise self._handover.failure
-        if self._handover.over is not None:
+        if ends and self._handover.over is not None:
             raise RunOver(self._handover.over)
 
     def _give(self, request: CutRequest) -> Vector:
@@ -235,12 +229,10 @@ class Trainer:
             start = stop
 
 
-def _tokens(values: Iterable[Any]) -> float:
-    """Tokens of the first tensor: its elements if they are integers (ids), else its rows (samples)."""
-    for value in values:
-        if isinstance(value, torch.Tensor) and value.ndim:
-            return float(value.shape[0] if value.is_floating_point() else value.numel())
-    return 0.0
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What takes the steps: libraries (accelerate) wrap an optimizer in another, as its ``optimizer``."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _innermost(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
