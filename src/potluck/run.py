@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from potluck.data.blocks import share
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
-from potluck.identity import Claim
 from potluck.peer.actions import EVALUATE_S
-from potluck.peer.background import Background
 from potluck.peer.events import Event, Kind
-from potluck.peer.metrics import Metrics, Tracker
-from potluck.peer.node import Node
-from potluck.peer.place import Founding, Place
+from potluck.peer.metrics import Tracker
+from potluck.peer.part import ANSWER_S, LEAVE_S, LEAVE_VALUE_S, Part
 from potluck.recipe import Recipe
 from potluck.recipe.schedule import Schedule, follow
-from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
 
 if TYPE_CHECKING:
@@ -34,85 +30,22 @@ if TYPE_CHECKING:
 
     from potluck.data.reader import Dataset
     from potluck.peer.layout import Vector
-    from potluck.peer.trainer import Trainer
     from potluck.protocol.view import RunView
 
 log = logging.getLogger("potluck")
 
 T = TypeVar("T")
 
-START_S = 150.0
-"""How long admission and start may take, in seconds."""
 
-SWITCH_S = 0.001
-"""How often the training thread lets the network have the interpreter, in seconds."""
-
-ANSWER_S = 5.0
-"""How long the network thread may take for what it knows already, in seconds."""
-
-LEAVE_S = 15.0
-LEAVE_VALUE_S = 16 / 50e6
-"""How long leaving may take in all, in seconds, and for each value of the model besides, for what is kept
-on the disk: up to 16 bytes of each, at 50 MB/s."""
-
-STOP_S = 3.0
-"""How long what is left of a run that was broken off may take to close, in seconds."""
-
-
-class Run:
+class Run(Part):
     """This process's part in a run. A context manager: leaving the block leaves the run.
 
     The block swallows ``RunOver``, which ``optimizer.step()`` raises once the run has reached its goal; the
     model then holds the run's final parameters, the same on every peer.
+
+    Of a peer that has several ranks each has one. All of them join, step, take data and leave together; what
+    else there is only rank 0 knows, and the others say so.
     """
-
-    def __init__(
-        self, invite: Invite, claimed: Claim, place: Place, watch: Callable[[str], None] | None
-    ) -> None:
-        self.invite = invite.text()
-        """What others join with: ``potluck join INVITE``."""
-        self.directory = place.directory
-        """This peer's copy of the run, as ``potluck verify`` reads it."""
-        self._claim, self._place = claimed, place
-        self._trainer: Trainer | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._hooks: list[Any] = []
-        self._left = False
-        self._metrics = Metrics(place.directory)
-        # Python hands the interpreter over every 5 ms, which starves the network beside a loop in pure Python
-        # (20 MB/s; 93 MB/s at 1 ms). It is put back when the run is left.
-        self._switch_s = sys.getswitchinterval()
-        sys.setswitchinterval(min(self._switch_s, SWITCH_S))
-        self._background = Background()
-        self._node: Node = self._call(_make(invite, place, watch), START_S)
-
-    # -- coming ----------------------------------------------------------------------------------
-
-    def _begin(self, founding: Founding | None) -> None:
-        try:
-            self._call(self._node.start(founding), START_S)
-        except BaseException:
-            self._stop()
-            raise
-
-    def _adopt(self, model: torch.nn.Module) -> None:
-        """Check the model against the run, wait for the run's state, and put it into the model."""
-        from potluck.peer.trainer import Trainer
-
-        trainer = Trainer(model, self._node.actions.handover)
-        trainer.check(self._node.genesis.tensors)
-        trainer.at_boundary = self._node.events.tell
-        self._trainer = trainer
-        self._call(self._node.enlist(), ANSWER_S)
-        _warm_up()
-        self._call(self._node.ready(), None)
-        self._take_state()
-        self._call(self._node.train(), ANSWER_S)
-
-    def _take_state(self) -> None:
-        carries = self._node.actions.handover.wait_first()
-        if carries and self._trainer is not None:
-            self._trainer.write(carries[-1].theta)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -122,16 +55,20 @@ class Run:
         *,
         tokens_per_step: int | None = None,
         schedule: Schedule | Callable[[float], float] | None = None,
+        raises: bool = True,
     ) -> torch.optim.Optimizer:
         """Join an optimizer to the run and return it: its ``step()`` becomes the boundary of an inner step.
 
         Args:
             optimizer: any PyTorch optimizer over the model's parameters.
             tokens_per_step: what one step counts as; by default what went into the model in training mode
-                since the last step (elements of integer inputs, rows of others).
+                since the last step (elements of integer inputs, rows of others). Of several ranks each has
+                its own, and they add up.
             schedule: sets the learning rates before each step, by the run's progress instead of this peer's:
                 the optimizer's own times what the schedule says, or a function of the share of the run that
                 is done. Without one they are yours.
+            raises: False: the end of the run raises nothing, for a loop that some library owns; look at
+                ``over``, and ``leave`` then.
 
         Raises:
             UsageError: this run was left or trains no model, or has an optimizer of other parameters.
@@ -144,20 +81,37 @@ class Run:
             schedule.validate(self.recipe.end.exists)
         if self._optimizer is not None and _trains(self._optimizer) == _trains(optimizer):
             self._unhook()  # the same once more, as when a notebook's cell is run again
-        self._trainer.attach(optimizer, tokens_per_step)
+        steps = self._trainer.attach(optimizer, tokens_per_step, raises)
         self._optimizer = optimizer
-        self._hooks.append(optimizer.register_step_post_hook(self._stepped))
+        self._hooks.append(steps.register_step_post_hook(self._stepped))
         if schedule is not None:
             rates = follow(schedule, lambda: self.done, lambda: self.tokens)
-            self._hooks.append(optimizer.register_step_pre_hook(rates))
+            self._hooks.append(steps.register_step_pre_hook(rates))
         return optimizer
+
+    def count(self, tokens: float, loss: torch.Tensor | float | None = None) -> None:
+        """Tell what goes into the model before the next ``step()``, where that can't be seen: in a loop that
+        calls the model's parts, and not the model. With several batches in a step, once for each. What is
+        seen does not count any more.
+
+        Args:
+            tokens: or samples; the same on all peers.
+            loss: their mean loss; it is shown to others.
+
+        Raises:
+            UsageError: this run trains no model.
+        """
+        if self._trainer is None:
+            raise UsageError("this run was joined without a model: there is nothing to train")
+        self._trainer.watch.tell(tokens, loss)
 
     def batches(
         self, dataset: Dataset[T] | Iterable[T], collate: Callable[[list[T]], Any] | None = None
     ) -> Iterator[Any]:
         """Batches of the data that is leased to this peer: all peers together go through every sample once an
         epoch, whoever comes and goes. A batch is a block: ``recipe.data.block`` samples, an epoch's last one
-        perhaps fewer. While there is nothing to train on it waits.
+        perhaps fewer. While there is nothing to train on it waits. Of several ranks each gets its share of
+        the block's samples.
 
         Args:
             dataset: the same on every peer. Anything with a length and samples by number is shuffled; a
@@ -178,11 +132,18 @@ class Run:
                 "this run does not share its data out: set data.samples and data.block in the host's recipe, "
                 "Recipe(data=Data(samples=len(dataset), block=32))"
             )
+        rank, ranks = self._side.rank, self._side.world
+        if data.block < ranks:
+            raise UsageError(
+                f"a block of {data.block} samples is too small for a peer of {ranks} ranks: each needs one "
+                "at least; set data.block higher in the host's recipe, or start fewer ranks"
+            )
         read, make = reader(dataset, data.samples, data.block, data.seed), collate or default_collate
-        return (make(read(position)) for position in self.blocks())
+        return (make(share(read(position), rank, ranks)) for position in self.blocks())
 
     def blocks(self) -> Iterator[int]:
-        """Positions of the data blocks leased to this peer, as ``batches`` goes through them.
+        """Positions of the data blocks leased to this peer, as ``batches`` goes through them; the same on all
+        its ranks.
 
         Raises:
             UsageError: no model is trained here, or the run leases no data.
@@ -216,6 +177,8 @@ class Run:
 
         if self._trainer is None:
             raise UsageError("this run was joined without a model: there is nothing to evaluate")
+        if self._side.world > 1:
+            raise UsageError("a peer of several ranks evaluates nothing: let a peer of one process do it")
         if self._node.actions.evaluator is not None:
             raise UsageError("this run has an evaluation already: return several numbers by name from one")
         if every < 0:
@@ -233,7 +196,7 @@ class Run:
     @property
     def over(self) -> str | None:
         """Why the run is over, or None while it goes on."""
-        return self._node.actions.handover.over
+        return self._side.over
 
     @property
     def state(self) -> Progress:
@@ -241,7 +204,7 @@ class Run:
         bytes moved, what is waited for.
         """
         return self._read(lambda: self._node.core.swarm.last(self._node.core.me.peer)) or Progress(
-            peer=self._claim.identity.peer, session=self._node.session
+            peer=self._node.core.me.peer, session=self._node.session
         )
 
     @property
@@ -277,21 +240,21 @@ class Run:
     @property
     def round(self) -> int:
         """The last round applied here; 0 is the state that the run began with, -1 that it is not here yet."""
-        return self._node.core.catchup.round
+        return self._side.standing.round
 
     @property
     def tokens(self) -> float:
         """Tokens that the run has done: what is committed, and what its peers say they have done since. The
         number never goes back.
         """
-        return self._node.watcher.course.tokens
+        return self._side.standing.tokens
 
     @property
     def done(self) -> float:
         """The share of the run, 0 to 1, that is done, as ``tokens``: by the recipe's ``end``, whichever limit
         comes first; 0 if it has none.
         """
-        return self._node.watcher.course.done
+        return self._side.standing.done
 
     def bring_best(self, patience_s: float = 10.0) -> int:
         """Have what the best evaluated state follows from on this disk too; returns that state's round.
@@ -320,11 +283,18 @@ class Run:
 
         Raises:
             ModelMismatch: it is not the run's model.
-            UsageError: there is a model already.
+            UsageError: there is a model already, or this is one of several ranks.
         """
+        from potluck.peer.ranks import spread_over_ranks
+
         self._present()
         if self._trainer is not None:
             raise UsageError("this run trains a model already")
+        if spread_over_ranks():
+            raise UsageError(
+                "this process is one of several ranks: give the model to host or join, on every rank, so "
+                "that all of them join together"
+            )
         self._adopt(model)
 
     # -- telling ---------------------------------------------------------------------------------
@@ -345,7 +315,8 @@ class Run:
 
     def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
         """Keep metrics of this peer: in ``metrics.jsonl`` in its directory, a line of JSON with the time, the
-        round, the step and the run's tokens; and in the trackers of ``track``.
+        round, the step and the run's tokens; and in the trackers of ``track``. Of several ranks rank 0's
+        are kept.
 
         Args:
             values: numbers and text by name; tensors of one value will do.
@@ -354,7 +325,8 @@ class Run:
         Raises:
             UsageError: a value is neither number nor text.
         """
-        self._metrics.log(values, self.round, self.view.tokens, step)
+        if self._side.rank == 0:
+            self._metrics.log(values, self.round, self.view.tokens, step)
 
     def track(self, *trackers: str | Tracker) -> None:
         """Give what is logged to trackers as well.
@@ -367,13 +339,19 @@ class Run:
         Raises:
             UsageError: there is none of this name, or its package is missing.
         """
-        for tracker in trackers:
+        for tracker in trackers if self._side.rank == 0 else ():
             self._metrics.track(tracker, self.recipe.name)
 
     # -- going -----------------------------------------------------------------------------------
 
     def wait_over(self, timeout_s: float | None = None) -> bool:
-        """Wait until the run is over and its last round is applied here; False if time ran out first."""
+        """Wait until the run is over and its last round is applied here; False if time ran out first.
+
+        Raises:
+            UsageError: this is one of several ranks, which only go on together.
+        """
+        if self._side.world > 1:
+            raise UsageError("several ranks go on by steps only: train on until optimizer.step() ends it")
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self.over is None:
             if deadline is not None and time.monotonic() > deadline:
@@ -399,39 +377,18 @@ class Run:
             if self._background.alive:
                 if self._trainer is not None:
                     with contextlib.suppress(RunOver):  # of a callback: we are leaving already
-                        self._trainer.meet()
-                size = self._node.actions.state.size
-                evaluates_s = EVALUATE_S if self.over is not None else 0.0
-                self._call(self._node.leave(), LEAVE_S + size * LEAVE_VALUE_S + evaluates_s)
+                        self._side.meet_last(self._trainer)
+                limit_s = LEAVE_S + self._node.actions.state.size * LEAVE_VALUE_S
+                limit_s += EVALUATE_S if self.over is not None else 0.0
+                self._background.call(self._node.leave(), limit_s, self._side.wait)
         finally:
             self._final_state()
             self._stop()
             with contextlib.suppress(RunOver):
                 self._node.events.tell()
             self._metrics.close()
-
-    def _final_state(self) -> None:
-        """Leave the shared state in the model: what everybody has."""
-        if self._trainer is not None:
-            self._unhook()
-            plane = self._node.actions.state.plane
-            if plane is not None:
-                self._trainer.write(plane.theta)
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        if self._trainer is not None:
-            self._trainer.detach()
-
-    def _present(self) -> None:
-        if self._left:
-            raise UsageError(
-                f"this run is over ({self.over}): host another"
-                if self.over
-                else "this run was left: come back with potluck.join(run.invite, model)"
-            )
+        if self._side.problem is not None:
+            raise self._side.problem
 
     def __enter__(self) -> Self:
         return self
@@ -439,49 +396,16 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        lost = self._side.part(error) if error is not None and not isinstance(error, RunOver) else None
         self.leave()
+        if lost is not None:
+            raise lost from error
         if isinstance(error, RunOver):
             log.info("the run is over: %s", error)
             return True
         return False
 
-    # -- the network thread ----------------------------------------------------------------------
-
-    def _call(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-        return self._background.call(work, timeout_s)
-
-    def _read(self, read: Callable[[], T]) -> T:
-        """Something of the network thread's, as it is at one moment."""
-        return read() if self._left else self._background.read(read, ANSWER_S)
-
-    def _stepped(self, *_: object) -> None:
-        self._metrics.step += 1
-
-    def _check(self) -> None:
-        failure = self._node.actions.handover.failure
-        if failure is not None:
-            raise failure
-
-    def _stop(self) -> None:
-        self._left = True
-        self._background.stop(self._node.close(), STOP_S)
-        sys.setswitchinterval(self._switch_s)
-        self._claim.release()
-
 
 def _trains(optimizer: torch.optim.Optimizer) -> set[int]:
     """Which parameters an optimizer has, as objects."""
     return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-
-
-def _warm_up() -> None:
-    """The first optimizer of a process takes PyTorch a second, for what it imports: better while the state is
-    on its way than after.
-    """
-    import torch
-
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-
-
-async def _make(invite: Invite, place: Place, watch: Callable[[str], None] | None) -> Node:
-    return Node(invite, place, watch)

@@ -16,8 +16,11 @@ from potluck.hub.launch import launch_hub
 from potluck.hub.site import Nats
 from potluck.identity import Claim, data_directory
 from potluck.peer.disks import claim_for
+from potluck.peer.elsewhere import Elsewhere
 from potluck.peer.place import Founding, Place
 from potluck.peer.resume import prepare
+from potluck.peer.speaker import Listener
+from potluck.peer.told import Read
 from potluck.recipe import Recipe
 from potluck.run import Run
 from potluck.store.keep import USUAL, Keep
@@ -25,6 +28,8 @@ from potluck.wire.invite import Invite
 
 if TYPE_CHECKING:
     import torch
+
+    from potluck.peer.ranks import Ranks
 
 log = logging.getLogger("potluck")
 
@@ -68,20 +73,26 @@ def host(
     Raises:
         PotluckError: the recipe, the model, the disk or the network is not as it must be, and why.
     """
-    recipe.validate()
-    if hub and nats:
-        raise UsageError("the hub that runs already has its ledger: name a NATS for it, or the hub, not both")
-    home = Path(directory) if directory is not None else data_directory()
-    founding = _founding(recipe, model, base or Path())
-    again = _hosted_again(home, founding, hub)
-    if again is not None:
-        again.leave()
-        return join(again.invite, model, name=name, directory=home, listen=listen, keep=keep, watch=watch)
-    if not hub:
-        place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
-        hub = launch_hub(place, host=listen, nats=nats).invite
-    run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
-    return _begun(run, founding, model, home)
+    ranks = _ranks(model)
+    if ranks is not None and model is not None and not ranks.speaks:
+        return _beside(ranks, model)
+    with _speaking(ranks):
+        recipe.validate()
+        if hub and nats:
+            raise UsageError(
+                "the hub that runs already has its ledger: name a NATS for it, or the hub, not both"
+            )
+        home = Path(directory) if directory is not None else data_directory()
+        founding = _founding(recipe, model, base or Path(), ranks)
+        again = _hosted_again(home, founding, hub) if ranks is None else None
+        if again is not None:
+            again.leave()
+            return join(again.invite, model, name=name, directory=home, listen=listen, keep=keep, watch=watch)
+        if not hub:
+            place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
+            hub = launch_hub(place, host=listen, nats=nats).invite
+        run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
+        return _begun(run, founding, model, home, ranks)
 
 
 def join(
@@ -100,6 +111,10 @@ def join(
     Called again in one process, for a run that it takes part in from the same directory, the peer that is
     there to do the same leaves first, and comes back with the model given now.
 
+    Where ``torch.distributed`` is initialised with several ranks, all of them call this with their model (in
+    ``DistributedDataParallel``, or given to ``fully_shard``) and are one peer; rank 0 alone speaks with
+    others. So it is with ``host`` and ``resume``.
+
     Args:
         invite: what the host's ``potluck host`` printed.
         trains: False only follows: the state is kept up to date, nothing is contributed.
@@ -109,10 +124,15 @@ def join(
         ModelMismatch: the model is not the run's.
         PotluckError: the hub can't be reached, or the disk or the network fails.
     """
-    home = Path(directory) if directory is not None else data_directory()
-    _leave_first(home, Invite.parse(invite).run, trains)
-    run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
-    return _begun(run, None, model, home)
+    ranks = _ranks(model)
+    if ranks is not None and model is not None and not ranks.speaks:
+        return _beside(ranks, model)
+    with _speaking(ranks):
+        home = Path(directory) if directory is not None else data_directory()
+        if ranks is None:
+            _leave_first(home, Invite.parse(invite).run, trains)
+        run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
+        return _begun(run, None, model, home, ranks)
 
 
 def resume(
@@ -142,29 +162,68 @@ def resume(
         CorruptData: its journal is damaged or altered, and where.
         PotluckError: as ``host``.
     """
-    prepared = prepare(source, Path(directory) if directory is not None else None)
-    with _released(prepared.claimed):
-        if prepared.warning:
-            (watch or log.warning)(prepared.warning)
-        hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
-        launched = launch_hub(
-            hubs / f"{recipe.name}-{secrets.token_hex(4)}", host=listen, run=prepared.genesis.run, nats=nats
-        )
-        place = _place(prepared.claimed, prepared.directory, name, listen, keep)
-        run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
-    return _begun(run, None, model, prepared.home)
+    ranks = _ranks(model)
+    if ranks is not None and model is not None and not ranks.speaks:
+        return _beside(ranks, model)
+    with _speaking(ranks):
+        prepared = prepare(source, Path(directory) if directory is not None else None)
+        with _released(prepared.claimed):
+            if prepared.warning:
+                (watch or log.warning)(prepared.warning)
+            hubs, recipe = prepared.home / "hubs", Recipe.from_toml(prepared.genesis.recipe)
+            launched = launch_hub(
+                hubs / f"{recipe.name}-{secrets.token_hex(4)}",
+                host=listen,
+                run=prepared.genesis.run,
+                nats=nats,
+            )
+            place = _place(prepared.claimed, prepared.directory, name, listen, keep)
+            run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
+        return _begun(run, None, model, prepared.home, ranks)
 
 
-def _begun(run: Run, founding: Founding | None, model: torch.nn.Module | None, home: Path) -> Run:
+def _begun(
+    run: Run, founding: Founding | None, model: torch.nn.Module | None, home: Path, ranks: Ranks | None
+) -> Run:
     run._begin(founding)
     if model is not None:
         try:
-            run._adopt(model)
+            with _speaking(ranks):
+                run._adopt(model, ranks)
         except BaseException:
             run.leave()
             raise
     _here[run] = home.absolute()
     return run
+
+
+def _ranks(model: torch.nn.Module | None) -> Ranks | None:
+    """The ranks of this peer, if there are several and they train a model."""
+    if model is None:
+        return None
+    from potluck.peer.ranks import Ranks, spread_over_ranks
+    from potluck.peer.values import signed
+
+    return Ranks(signed(model)) if spread_over_ranks() else None
+
+
+def _speaking(ranks: Ranks | None) -> contextlib.AbstractContextManager[None]:
+    """What fails inside is told to the other ranks."""
+    return contextlib.nullcontext() if ranks is None else ranks.speaking()
+
+
+def _beside(ranks: Ranks, model: torch.nn.Module) -> Run:
+    """This is not rank 0: join, host or resume with it."""
+    from potluck.peer.trainer import Trainer
+
+    listener = Listener(ranks)
+    try:
+        trainer = Trainer(model, listener, ranks)
+        joined = listener.obey(trainer)
+    except BaseException:
+        ranks.close()
+        raise
+    return Run(Invite.parse(joined.invite), None, Elsewhere(listener, joined), None)._beside(trainer)
 
 
 def _there(home: Path) -> list[Run]:
@@ -226,7 +285,7 @@ def _released(claimed: Claim) -> Iterator[None]:
         raise
 
 
-def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Founding:
+def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path, ranks: Ranks | None) -> Founding:
     """What the first peer brings: of its own model, or of the recipe's built-in task."""
     from potluck.data.assets import build_assets
     from potluck.data.blocks import blocks_of
@@ -240,5 +299,7 @@ def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Foun
         assets = build_assets(recipe, base=base)
         work = task(recipe, assets)
         model, blocks = work.model(base=base), work.blocks
-    trainer = Trainer(model, Handover(lambda *_: None))
+    trainer = Trainer(model, Handover(lambda *_: None), ranks)
+    if ranks is not None:
+        ranks.tell(Read())
     return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)

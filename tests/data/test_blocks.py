@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potluck.data.blocks import blocks_of, permuted, samples_of
+from potluck.data.blocks import blocks_of, permuted, samples_of, share
 from potluck.errors import UsageError
 
 
@@ -52,3 +52,14 @@ def test_no_order_shows_through() -> None:
 def test_what_is_no_data(samples: int, size: int) -> None:
     with pytest.raises(UsageError, match="are no data"):
         blocks_of(samples, size)
+
+
+@given(samples=st.integers(1, 40), ranks=st.integers(1, 9))
+def test_ranks_share_a_block_and_none_stands_idle(samples: int, ranks: int) -> None:
+    block = list(range(samples))
+    shares = [share(block, rank, ranks) for rank in range(ranks)]
+    assert all(shares)
+    assert {sample for one in shares for sample in one} == set(block)
+    if samples >= ranks:
+        assert sorted(sample for one in shares for sample in one) == block
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1

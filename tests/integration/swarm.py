@@ -22,9 +22,9 @@ PROGRAM = Path(__file__).with_name("peer_program.py")
 class Peer:
     """One peer's process and what it said; ``release`` is where another Potluck than ours lies."""
 
-    def __init__(self, *arguments: str, release: Path | None = None) -> None:
+    def __init__(self, *arguments: str, release: Path | None = None, program: Path = PROGRAM) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments],
+            [sys.executable, str(program), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -65,7 +65,7 @@ def test_the_shared_parameters_are_measured_and_the_model_in_training_is_as_it_w
     assert [what[:3] for what in seen] == [(False, False, False)]
     assert seen[0][3] is not threading.current_thread()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert (model.training, handover.work.steps, trainer._seen) == (True, steps, 0.0)
+    assert (model.training, handover.work.steps, trainer.watch.take()) == (True, steps, (1.0, None))
 
 
 def test_a_copy_of_a_model_in_training_counts_nothing() -> None:
@@ -73,9 +73,9 @@ def test_a_copy_of_a_model_in_training_counts_nothing() -> None:
     twin = copy.deepcopy(model)
     twin(torch.ones(4, 3))
     assert twin.training
-    assert trainer._seen == 0.0
+    assert trainer.watch.take() == (1.0, None)
     model(torch.ones(4, 3))
-    assert trainer._seen == 4.0
+    assert trainer.watch.take()[0] == 4.0
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,15 @@ def test_frozen_parameters_are_not_exchanged_and_tied_ones_once() -> None:
     assert trainer.read().shape == (45,)
 
 
+def test_a_compiled_model_is_the_model_that_was_compiled() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    plain = Trainer(model, Handover(lambda *_: None))
+    model[0] = torch.compile(model[0], backend="eager")
+    compiled = Trainer(torch.compile(model, backend="eager"), Handover(lambda *_: None))
+    assert compiled.tensors == plain.tensors
+    assert [tensor.name for tensor in plain.tensors] == ["0.weight", "0.bias"]
+
+
 def test_a_tied_tensor_that_is_written_is_written_in_both_places() -> None:
     model = Tied()
     Trainer(model, Handover(lambda *_: None)).write(np.arange(45, dtype=np.float32))
@@ -289,7 +298,7 @@ def test_states_are_taken_with_the_bits_of_whole_vectors(
     monkeypatch: pytest.MonkeyPatch, at_a_time: int, first: int, cut: bool
 ) -> None:
     """Whatever the layout of a parameter, and however many values are handled at a time."""
-    monkeypatch.setattr("potluck.peer.trainer.SLICE", at_a_time)
+    monkeypatch.setattr("potluck.peer.values.SLICE", at_a_time)
     model, plain = Mixed(), Mixed()
     loop, other = (
         Loop(model, torch.optim.SGD([model.plain], lr=0.1)),
@@ -390,6 +399,32 @@ def test_one_run_has_one_optimizer_and_detached_hooks_do_nothing() -> None:
     loop.trainer.attach(loop.optimizer, None)
     loop.step(torch.ones(5, 3))
     assert loop.handover.work.steps == 1
+
+
+def test_a_loop_that_a_library_owns_is_not_ended_by_an_exception_unless_something_failed() -> None:
+    loop = Loop(linear())
+    loop.trainer.detach()
+    loop.trainer.attach(loop.optimizer, None, ends=False)
+    loop.handover.over = "enough tokens"
+    loop.step(torch.ones(5, 3))
+    assert loop.handover.work.steps == 1
+    loop.handover.failure = ConnectionLost("the disk is on fire")
+    with pytest.raises(ConnectionLost, match="on fire"):
+        loop.step(torch.ones(5, 3))
+
+
+def test_of_an_optimizer_in_another_the_inner_ones_steps_count() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=2, cpu=True)
+    model = linear()
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    loop = Loop(prepared, optimizer)
+    for _ in range(6):
+        with accelerator.accumulate(prepared):
+            accelerator.backward(prepared(torch.ones(5, 3)).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert (loop.handover.work.steps, loop.handover.work.tokens) == (3, 30)
 
 
 @pytest.fixture

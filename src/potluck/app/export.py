@@ -97,6 +97,7 @@ def _copied(out: Output, wanted: Wanted, home: Path, listen: str) -> tuple[Copy,
         _wait_for_state(out, run)
         run.task_files()
         best = run.bring_best(ALONE_S) if wanted.best else None
+    assert run.directory is not None, "this is no rank of several"
     return DiskCopy(run.directory), run.round if best is None else best
 
 

@@ -6,7 +6,11 @@ perhaps fewer, and the samples of an epoch are in an order that a seeded permuta
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from potluck.errors import UsageError
+
+T = TypeVar("T")
 
 _ROUNDS = 4
 _MASK = (1 << 64) - 1
@@ -28,6 +32,13 @@ def samples_of(position: int, samples: int, size: int, seed: int) -> list[int]:
     epoch, block = divmod(position, blocks_of(samples, size))
     places = range(block * size, min(samples, (block + 1) * size))
     return [permuted(place, samples, seed * 0x9E3779B97F4A7C15 + epoch) for place in places]
+
+
+def share(samples: list[T], rank: int, ranks: int) -> list[T]:
+    """What one of a peer's ranks trains on of a block: each sample is one rank's. Where there are fewer
+    samples than ranks those left over take one that another has, as no rank may stand idle.
+    """
+    return samples[rank::ranks] or [samples[rank % len(samples)]]
 
 
 def permuted(place: int, n: int, key: int) -> int:

@@ -35,8 +35,14 @@ class Background:
         """The loop's clock, in seconds."""
         return self._loop.time()
 
-    def call(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-        """Run a coroutine in the thread and wait for it; Ctrl-C gets through.
+    def call(
+        self,
+        work: Coroutine[Any, Any, T],
+        timeout_s: float | None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> T:
+        """Run a coroutine in the thread and wait for it; Ctrl-C gets through. ``meanwhile`` is called twice a
+        second.
 
         Raises:
             EnvironmentProblem: it took longer than ``timeout_s``.
@@ -52,6 +58,8 @@ class Background:
                 if deadline is not None and time.monotonic() > deadline:
                     future.cancel()
                     raise EnvironmentProblem(f"the network did not answer in {timeout_s:.0f} s") from None
+                if meanwhile is not None:
+                    meanwhile()
             except BaseException:
                 future.cancel()
                 raise

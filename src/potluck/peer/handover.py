@@ -61,6 +61,8 @@ class Demand:
 
 
 Taken = Callable[[CutRequest, Vector, float, int], None]
+Reading = Callable[[CutRequest], Vector]
+Taking = Callable[[list[Carry], CutRequest | None], Vector | None]
 
 
 class Handover:
@@ -186,6 +188,12 @@ class Handover:
         with self._lock:
             self._began = time.monotonic()
 
+    @property
+    def news(self) -> bool:
+        """Whether there is something to ``exchange``."""
+        with self._lock:
+            return bool(self._carries) or self._request is not None or self._void
+
     # -- the trainer's side ----------------------------------------------------------------------
 
     def stepped(self, tokens: float, loss: float | None) -> None:
@@ -211,11 +219,7 @@ class Handover:
                 work.total_tokens + tokens,
             )
 
-    def exchange(
-        self,
-        read: Callable[[CutRequest], Vector],
-        take: Callable[[list[Carry], CutRequest | None], Vector | None],
-    ) -> None:
+    def exchange(self, read: Reading, take: Taking) -> None:
         """Take new shared states in, then meet a request for a cut.
 
         Args:

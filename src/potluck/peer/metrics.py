@@ -37,13 +37,14 @@ class Metrics:
     run's) and ``values``. Steps go on counting from the last line of an earlier life.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path | None) -> None:
+        """Without a directory it is told nothing."""
+        self._directory = directory or Path()
         self._file: IO[str] | None = None
         self._trackers: list[Tracker] = []
         self._made: list[Any] = []
         self._failing: set[object] = set()
-        self._whole, self.step = _end_of(directory / NAME)
+        self._whole, self.step = _end_of(directory / NAME) if directory is not None else (True, 0)
         """Inner steps of this peer in this run."""
 
     def track(self, tracker: str | Tracker, project: str) -> None:

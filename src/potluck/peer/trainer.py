@@ -1,50 +1,80 @@
 """The training thread's side: a PyTorch model and optimizer, joined to the run by hooks.
 
 Only parameters with ``requires_grad`` are exchanged, as fp32, one after the other in the model's own order.
+Of a peer that has several ranks each has a trainer, and all of them do the same at the same time.
 The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is where the boundary is.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch.autograd.graph import increment_version
 
 from potluck.errors import ModelMismatch, RunOver, UsageError
-from potluck.peer.handover import CutRequest, Handover
-from potluck.peer.layout import Carry, Stretch, Vector, carried, within
+from potluck.peer.handover import CutRequest, Handover, Reading, Taking
+from potluck.peer.layout import Carry, Stretch, Vector
 from potluck.peer.spare import Spare
+from potluck.peer.told import Call, Doing
+from potluck.peer.values import Copied, Values, values_of
+from potluck.peer.watch import Watch
 from potluck.wire.records import TensorSpec
+
+if TYPE_CHECKING:
+    from potluck.peer.ranks import Ranks
 
 WAIT_S = 0.2
 """How long a trainer without data sleeps before it looks whether the run is over, in seconds."""
 
-SLICE = 1 << 19
-"""Values that are carried over at a time: what is read twice is in the processor's cache the second time, and
-the calls are few enough that waiting for the interpreter between them does not matter."""
+
+class Meeting(Protocol):
+    """Where a trainer meets the network: the ``Handover``, or what stands for it on a rank of several."""
+
+    @property
+    def over(self) -> str | None:
+        """Why the run is over, once it is."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the network's side, if something did."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads are this process's share of the machine."""
+
+    def stepped(self, tokens: float, loss: float | None) -> None:
+        """One inner step is done."""
+
+    def exchange(self, read: Reading, take: Taking) -> None:
+        """Take new shared states in, and meet a request for a cut."""
+
+    def next_block(self, wait_s: float) -> int | None:
+        """The position of the next data block."""
 
 
 class Trainer:
-    """A model in training.
+    """A model in training; of several ``ranks``, what of it is on this one.
 
     Raises:
-        UsageError: nothing in the model is trained.
+        UsageError: nothing in the model is trained, or it is spread in a way that is not supported.
     """
 
-    def __init__(self, model: torch.nn.Module, handover: Handover) -> None:
-        self._parameters = dict(_trained(model))
+    def __init__(self, model: torch.nn.Module, handover: Meeting, ranks: Ranks | None = None) -> None:
+        self._parameters = values_of(model, ranks)
         if not self._parameters:
             raise UsageError("the model has no parameter with requires_grad: there is nothing to train")
-        self._size = sum(p.numel() for p in self._parameters.values())
+        self._size = sum(math.prod(p.shape) for p in self._parameters.values())
+        self._ranks, self._alike = ranks, False
         self._model = model
         self._handover = handover
-        self._seen = 0.0
-        self._loss: torch.Tensor | None = None
+        self.watch = Watch()
+        """What a step was."""
         self._step_tokens: int | None = None
+        self._ends = True
         self._threads = 0
         self._hooks: list[Any] = []
         self._spare = Spare()
@@ -75,7 +105,7 @@ class Trainer:
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """What is exchanged."""
-        return tuple(TensorSpec(name, tuple(p.shape)) for name, p in self._parameters.items())
+        return tuple(TensorSpec(name, p.shape) for name, p in self._parameters.items())
 
     def check(self, tensors: Iterable[TensorSpec]) -> None:
         """Compare with the run's tensors.
@@ -96,27 +126,27 @@ class Trainer:
             raise ModelMismatch("this model has the run's tensors in another order; build it as the host did")
 
     def read(self, stretches: Sequence[Stretch] | None = None) -> Vector:
-        """The trained parameters [n], a copy; with ``stretches`` only those, and the rest is anything."""
-        vector, start = self._spare.take(self._size), 0
+        """The trained parameters [n], a copy; with ``stretches`` only those, and the rest is anything. Of
+        several ranks rank 0 has them, the others nothing.
+        """
+        vector = self._vector()
         with torch.no_grad():
-            for parameter in self._parameters.values():
-                stop = start + parameter.numel()
-                _copy(parameter, slice(start, stop), vector, stretches)
-                start = stop
+            for place, parameter in self._placed():
+                parameter.copy(place, vector, stretches)
         return vector
 
     def write(self, vector: Vector) -> None:
-        """Set the trained parameters from [n]."""
-        start = 0
+        """Set the trained parameters from [n], rank 0's."""
         with torch.no_grad():
-            for parameter in self._parameters.values():
-                stop = start + parameter.numel()
-                values = torch.from_numpy(np.ascontiguousarray(vector[start:stop]))
-                parameter.copy_(values.reshape(parameter.shape))
-                start = stop
+            for place, parameter in self._placed():
+                parameter.write(vector[place])
 
-    def attach(self, optimizer: torch.optim.Optimizer, step_tokens: int | None) -> None:
+    def attach(
+        self, optimizer: torch.optim.Optimizer, step_tokens: int | None, ends: bool = True
+    ) -> torch.optim.Optimizer:
         """Make ``optimizer.step`` the boundary. ``step_tokens`` per step, or counted from the model's input.
+        ``ends``: with the run ``step`` raises ``RunOver``. Returns PyTorch's own optimizer, which that of
+        another library may wrap.
 
         Raises:
             UsageError: another optimizer is attached already, or a step would count as nothing.
@@ -125,12 +155,11 @@ class Trainer:
             raise UsageError("this run has an optimizer already; one run trains one model with one optimizer")
         if step_tokens is not None and step_tokens <= 0:
             raise UsageError(f"a step of {step_tokens} tokens counts as nothing: give a positive number")
-        self._step_tokens = step_tokens
-        self._hooks = [
-            optimizer.register_step_post_hook(self._boundary),
-            self._model.register_forward_pre_hook(self._count, with_kwargs=True),
-            self._model.register_forward_hook(self._note_loss),
-        ]
+        optimizer = _innermost(optimizer)
+        self._step_tokens, self._ends = step_tokens, ends
+        hook = optimizer.register_step_post_hook(self._boundary)
+        self._hooks = [hook, *self.watch.hooks(self._model)]
+        return optimizer
 
     def detach(self) -> None:
         """Take the hooks out again."""
@@ -140,7 +169,7 @@ class Trainer:
 
     def meet(self) -> None:
         """A boundary: take new shared states in, and meet a request for a cut."""
-        self._handover.exchange(lambda request: self.read(request.stretches), self._take)
+        self._handover.exchange(self._give, self._take)
         self.at_boundary()
 
     def blocks(self) -> Iterator[int]:
@@ -160,101 +189,72 @@ class Trainer:
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module is self._model and module.training:
-            self._seen += _tokens((*args, *kwargs.values()))
-
-    def _note_loss(self, module: torch.nn.Module, args: object, output: Any) -> None:
-        loss = getattr(output, "loss", None)
-        if module is self._model and module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
-            self._loss = loss.detach()
-
     def _boundary(self, optimizer: object, args: object, kwargs: object) -> None:
         """Between two inner steps; none was taken if a ``GradScaler`` found an infinite gradient. (It calls a
         fused optimizer's ``step`` all the same; any other's it does not.)
         """
         if float(getattr(optimizer, "found_inf", 0.0)):
             return
-        tokens = self._step_tokens if self._step_tokens is not None else self._seen or 1
-        loss = float(self._loss) if self._loss is not None else None
-        self._seen, self._loss = 0.0, None
-        self._handover.stepped(tokens, loss)
+        tokens, loss = self.watch.take()
+        self._handover.stepped(self._step_tokens if self._step_tokens is not None else tokens, loss)
         self.meet()
-        if self._threads != self._handover.threads:
-            self._threads = self._handover.threads
-            torch.set_num_threads(self._threads)
-        self._check()
+        threads = self._handover.threads
+        if threads and self._threads != threads:  # 0: nobody knows
+            self._threads = threads
+            torch.set_num_threads(threads)
+        self._check(self._ends)
 
-    def _check(self) -> None:
+    def _check(self, ends: bool = True) -> None:
         if self._handover.failure is not None:
             raise self._handover.failure
-        if self._handover.over is not None:
+        if ends and self._handover.over is not None:
             raise RunOver(self._handover.over)
+
+    def _give(self, request: CutRequest) -> Vector:
+        """The parameters that are asked for."""
+        self._compare()
+        return self.read(request.stretches)
 
     def _take(self, carries: list[Carry], request: CutRequest | None) -> Vector | None:
         """Carry the model's progress over to new shared states, some values at a time and in the parameters'
         own memory where that is fp32: whole vectors would go through this machine's memory three times.
         Returns the parameters that are asked for as they are in fp32.
         """
-        vector, start = self._spare.take(self._size) if request is not None else None, 0
+        if request is not None:
+            self._compare()
+        vector = self._vector() if request is not None else None
         with torch.no_grad():
-            for parameter in self._parameters.values():
-                place = slice(start, start + parameter.numel())
+            for place, parameter in self._placed():
                 if any(carry.touches(place) for carry in carries):
-                    _carry(parameter, place, carries, vector)
+                    parameter.carry(place, carries, vector, request)
                 elif vector is not None and request is not None:
-                    _copy(parameter, place, vector, request.stretches)
-                start = place.stop
+                    parameter.copy(place, vector, request.stretches)
         return vector
 
+    def _compare(self) -> None:
+        """The first time that progress is given: what each rank has whole must be the same on all of them."""
+        if self._ranks is not None and not self._alike:
+            copies = (p.weigh() for p in self._parameters.values() if isinstance(p, Copied))
+            self._ranks.roll(Call(Doing.CUT, sign=sum(copies)))
+            self._alike = True
 
-def _copy(
-    parameter: torch.nn.Parameter, place: slice, vector: Vector, stretches: Sequence[Stretch] | None
-) -> None:
-    """Copy those of a parameter's values, which are this range of all [n], that are in the stretches."""
-    values, target = parameter.reshape(-1), torch.from_numpy(vector[place])
-    for bounds, _ in (Stretch(slice(None)),) if stretches is None else within(stretches, place):
-        target[bounds].copy_(values[bounds])
+    def _vector(self) -> Vector:
+        speaks = self._ranks is None or self._ranks.speaks
+        return self._spare.take(self._size) if speaks else np.empty(0, np.float32)
 
-
-def _carry(
-    parameter: torch.nn.Parameter, place: slice, carries: Sequence[Carry], vector: Vector | None
-) -> None:
-    """Carry one parameter over, which is this range of all [n]; and put it there into ``vector``."""
-    flat = _own_memory(parameter)
-    values = parameter.reshape(-1).float().cpu().numpy() if flat is None else flat
-    for some in _slices(place.start, place.stop):
-        local = values[some.start - place.start : some.stop - place.start]
-        carried(local, [carry.within(some) for carry in carries], out=local)
-        if vector is not None:
-            vector[some] = local
-    if flat is None:
-        parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
-    else:
-        increment_version(parameter)  # as copy_ does: a graph through the old values is void
+    def _placed(self) -> Iterator[tuple[slice, Values]]:
+        """Each parameter, with its range of all [n]."""
+        start = 0
+        for parameter in self._parameters.values():
+            stop = start + math.prod(parameter.shape)
+            yield slice(start, stop), parameter
+            start = stop
 
 
-def _trained(model: torch.nn.Module) -> Iterable[tuple[str, torch.nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-
-
-def _own_memory(parameter: torch.nn.Parameter) -> Vector | None:
-    """The memory of a parameter [n], if it is fp32 on the CPU in the order of its values; else None."""
-    plain = parameter.device.type == "cpu" and parameter.dtype == torch.float32 and parameter.is_contiguous()
-    return parameter.detach().view(-1).numpy() if plain else None
-
-
-def _slices(start: int, stop: int) -> Iterator[slice]:
-    """A range, ``SLICE`` values at a time."""
-    return (slice(at, min(at + SLICE, stop)) for at in range(start, stop, SLICE))
-
-
-def _tokens(values: Iterable[Any]) -> float:
-    """Tokens of the first tensor: its elements if they are integers (ids), else its rows (samples)."""
-    for value in values:
-        if isinstance(value, torch.Tensor) and value.ndim:
-            return float(value.shape[0] if value.is_floating_point() else value.numel())
-    return 0.0
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What takes the steps: libraries (accelerate) wrap an optimizer in another, as its ``optimizer``."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _innermost(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
