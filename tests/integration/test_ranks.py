@@ -82,6 +82,26 @@ def test_a_rank_that_dies_ends_its_peer_in_words_and_not_the_run(start: Start) -
     assert first["round"] == 4
 
 
+def test_ranks_that_go_astray_are_told_so_and_none_hangs(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("ranks_astray.py")
+    ranks = [Peer(str(tmp_path), "-", str(rank), program=program) for rank in range(2)]
+    try:
+        expected = {
+            "invite": "InviteError: the invite is mistyped",
+            "model": "UsageError: rank 1 of this peer has another model than rank 0",
+            "stops": "UsageError: rank 1 of this peer leaves the run while rank 0 ends a step",
+            "fails": "EnvironmentProblem: another rank of this peer ended or does not answer",
+            "drifts": "UsageError: rank 1 of this peer has other parameters than rank 0",
+        }
+        for what, words in expected.items():
+            for number, rank in enumerate(ranks):
+                ours = "ZeroDivisionError" if (what, number) == ("fails", 1) else words
+                assert rank.wait(what, START_S)[what].startswith(ours)
+    finally:
+        for rank in ranks:
+            rank.end()
+
+
 def test_the_example_runs_as_its_head_says(tmp_path: Path) -> None:
     """Two ranks by torchrun host, a process on its own joins."""
     example = Path(__file__).parents[2] / "examples" / "fsdp.py"
