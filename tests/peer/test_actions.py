@@ -98,6 +98,7 @@ class Peer:
             chain,
             announce=lambda: None,
             note=self.notes.append,
+            problem=self.notes.append,
             changed=lambda: None,
             spawn=lambda work: self.tasks.append(asyncio.get_running_loop().create_task(work)),
         )

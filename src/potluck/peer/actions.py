@@ -70,6 +70,7 @@ class Actions:
     Args:
         announce: publish what changed.
         note: words for the log and whoever watches.
+        problem: the same for what is amiss.
         changed: an event went into the core, let it decide.
         spawn: run a coroutine as a task that the node owns.
     """
@@ -84,6 +85,7 @@ class Actions:
         *,
         announce: Callable[[], None],
         note: Callable[[str], None],
+        problem: Callable[[str], None],
         changed: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
@@ -93,6 +95,7 @@ class Actions:
         """Makes the ledger as followed so far durable, from any thread; returns what went wrong, in words."""
         self._links, self._ledger, self._chain = links, ledger, chain
         self._announce, self._note, self._changed, self._spawn = announce, note, changed, spawn
+        self._problem = problem
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="potluck-vectors")
         self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="potluck-store")
@@ -120,7 +123,7 @@ class Actions:
             case Announce():
                 self._announce()
             case Note():
-                self._note(effect.text)
+                (self._problem if effect.problem else self._note)(effect.text)
             case Cut():
                 self._ask_for_cut(effect)
             case Leased():
@@ -186,7 +189,7 @@ class Actions:
         member = (request.round, request.attempt, request.index)
         done = await self.work(self.state.cut, *member, local, weight, blocks)
         if not done:
-            self._note(
+            self._problem(
                 f"round {request.round}: the model here has become NaN or infinite: nothing is contributed, "
                 "and training goes on from the shared state; lower the learning rate if it happens again"
             )
@@ -273,7 +276,7 @@ class Actions:
             try:
                 tally = await self.work(describe, reply.body)
             except CorruptData as error:
-                self._note(str(error))
+                self._problem(str(error))
         self.core.fetched(effect.digest, ok, self._now(), tally)
         self._changed()
         if tally is not None:
@@ -282,7 +285,7 @@ class Actions:
     async def keep(self, name: str, body: bytes) -> bool:
         """Store content that came from elsewhere, if it is what its digest says and the disk takes it."""
         if await self._beside(digest, body) != name:
-            self._note(f"content {name[:12]} came damaged: fetching it elsewhere")
+            self._problem(f"content {name[:12]} came damaged: fetching it elsewhere")
             return False
         return await self._put(name, body)
 
@@ -298,7 +301,7 @@ class Actions:
         try:
             return await writing
         except StoreError as error:
-            self._note(f"{error}; trying again")
+            self._problem(f"{error}; trying again")
             await asyncio.sleep(AILING_S)
             return None
 
@@ -387,7 +390,7 @@ class Actions:
         except Missing as missing:
             self.core.missing(missing.digests)
         except CorruptData as error:
-            self._note(str(error))
+            self._problem(str(error))
             if isinstance(effect, LoadSnapshot):
                 self.core.catchup.spoilt(effect.snapshot.round)
             else:
@@ -425,7 +428,7 @@ class Actions:
 
     async def _synced(self) -> None:
         if problem := await self._beside(self.sync):
-            self._note(problem)
+            self._problem(problem)
 
     async def _drop(self, effect: Drop) -> None:
         await self._synced()  # the records by which it is not needed any more come first

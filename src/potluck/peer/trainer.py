@@ -6,7 +6,7 @@ The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class Trainer:
         self._threads = 0
         self._hooks: list[Any] = []
         self._spare = Spare()
+        self.at_boundary: Callable[[], None] = lambda: None
+        """Called at the end of each boundary."""
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -117,6 +119,7 @@ class Trainer:
     def meet(self) -> None:
         """A boundary: take new shared states in, and meet a request for a cut."""
         self._handover.exchange(lambda request: self.read(request.stretches), self._take)
+        self.at_boundary()
 
     def blocks(self) -> Iterator[int]:
         """Positions of the data leased to this peer, for ever; while there are none it waits, and goes on
@@ -145,7 +148,11 @@ class Trainer:
             self._loss = loss.detach()
 
     def _boundary(self, optimizer: object, args: object, kwargs: object) -> None:
-        """Between two inner steps."""
+        """Between two inner steps; none was taken if a ``GradScaler`` found an infinite gradient. (It calls a
+        fused optimizer's ``step`` all the same; any other's it does not.)
+        """
+        if float(getattr(optimizer, "found_inf", 0.0)):
+            return
         tokens = self._step_tokens if self._step_tokens is not None else self._seen or 1
         loss = float(self._loss) if self._loss is not None else None
         self._seen, self._loss = 0.0, None

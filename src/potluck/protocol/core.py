@@ -111,7 +111,7 @@ class PeerCore:
             self._turn.followed()  # of what all skip the next is no better: ours must not come at once
         body = entry.record.body
         if skipped:
-            self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}")
+            self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}", True)
             return
         if isinstance(body, Open):
             self._opened(body, now)
@@ -147,7 +147,8 @@ class PeerCore:
         if at_base and self.catchup.state != body.base:
             self._note(
                 f"state after round {body.round - 1} is {self.catchup.state[:12]} here and {body.base[:12]} "
-                "elsewhere: taking the state from the others again"
+                "elsewhere: taking the state from the others again",
+                True,
             )
             self.catchup.drifted()
             self._written.only(self.view.snapshots)
@@ -167,9 +168,8 @@ class PeerCore:
         self._grants = Granted(now, {**self._grants.to, **dict.fromkeys(self.view.moved, now)})
         if self.me in body.released:
             self._queue.append(Revoked())
-            self._note(
-                "taken for gone: our data went to others, and what we trained since the last commit with it"
-            )
+            what = "our data went to others, and what we trained since the last commit with it"
+            self._note(f"taken for gone: {what}", True)
         if self.me in self.view.moved:
             self._queue.append(Leased(tuple(self.view.moved[self.me])))
             self._say()
@@ -332,7 +332,7 @@ class PeerCore:
         if self._in(round_, attempt):
             self._exchange().partial_sent(part, lead, to, answer, now)
             if not answer.ok and not answer.retry:
-                self._note(f"round {round_} part {part}: the group's mean was refused: {answer.reason}")
+                self._note(f"round {round_} part {part}: the group's mean was refused: {answer.reason}", True)
 
     def _routed(self, push: PushContribution | PushPartial) -> Answer | None:
         """The answer to a contribution that is not for the exchange we are in."""
@@ -359,9 +359,10 @@ class PeerCore:
             self._refused(round_, part, refused)
 
     def _refused(self, round_: int, part: int, refused: tuple[int, ...]) -> None:
+        where = f"round {round_} part {part}"
         for index in refused:
             name = self.swarm.name(self._exchange().members[index])
-            self._note(f"round {round_} part {part}: contribution of {name} refused, it can't be decoded")
+            self._note(f"{where}: contribution of {name} refused, it can't be decoded", True)
 
     def result(self, round_: int, attempt: int, info: PartInfo, now: float) -> None:
         """A result was pushed to us, verified and stored."""
@@ -384,7 +385,7 @@ class PeerCore:
             exchange.sent(part, to, digest, answer.ok, answer.retry, now)
         if self._in(round_, attempt) and not answer.ok and not answer.retry:
             name = (self.swarm.last(to) or Progress(peer=to, session="")).name or to[:8]
-            self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}")
+            self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}", True)
 
     def fetches_result(self, digest: str) -> bool:
         """Whether content is being fetched as a result of the open round."""
@@ -425,7 +426,7 @@ class PeerCore:
     def missing(self, digests: tuple[str, ...]) -> None:
         """Content that was thought to be here is not, or is damaged."""
         self.catchup.missing(digests)
-        self._note(f"{len(digests)} pieces of content are damaged or gone here: fetching them again")
+        self._note(f"{len(digests)} pieces of content are damaged or gone here: fetching them again", True)
 
     def snapshot_written(self, snapshot: Snapshot) -> None:
         """A snapshot of our state is in our store."""
@@ -495,5 +496,5 @@ class PeerCore:
         members = self.view.open.members if self.view.open is not None else ()
         return self.swarm.place(self.me.peer, members, now)
 
-    def _note(self, text: str) -> None:
-        self._queue.append(Note(text))
+    def _note(self, text: str, problem: bool = False) -> None:
+        self._queue.append(Note(text, problem))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from potluck.protocol.leases import Span
 from potluck.wire.records import Body, Commit, Snapshot
@@ -142,9 +142,10 @@ class Announce:
 
 @dataclass(frozen=True)
 class Note:
-    """Words for the log and whoever watches."""
+    """Words for the log and whoever watches; ``problem``: something is amiss."""
 
     text: str
+    problem: bool = field(default=False, compare=False)
 
 
 Effect = (

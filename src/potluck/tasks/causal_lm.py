@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,8 +28,9 @@ from potluck.data.tokens import (
     windows,
 )
 from potluck.errors import CorruptData, RecipeError, StoreError, UsageError
-from potluck.recipe import Inner, Recipe
+from potluck.recipe import Recipe
 from potluck.recipe.checks import check_config
+from potluck.recipe.schedule import follow
 from potluck.tasks.muon import Muon
 
 Batch = dict[str, torch.Tensor]
@@ -125,12 +127,16 @@ class CausalLM:
             yield _batch(ids)
 
     def optimizer(
-        self, model: torch.nn.Module, done: Callable[[], float] = lambda: 0.0
+        self,
+        model: torch.nn.Module,
+        done: Callable[[], float] = lambda: 0.0,
+        tokens: Callable[[], float] = lambda: math.inf,
     ) -> torch.optim.Optimizer:
         """The recipe's inner optimizer and its learning rate; vectors (norms, biases) do not decay.
 
         Args:
-            done: tells the share of the run that is done, 0 to 1, by which the learning rate cools down.
+            done: tells the share of the run that is done, 0 to 1, by which the learning rate falls.
+            tokens: tells the run's tokens, by which it rises.
         """
         inner = self.recipe.inner
         trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -146,7 +152,7 @@ class CausalLM:
             optimizer = Muon(matrices, groups, inner.lr, inner.weight_decay, _BETAS)
         else:
             optimizer = torch.optim.AdamW(groups, lr=inner.lr, betas=_BETAS)
-        optimizer.register_step_pre_hook(_schedule(inner, done))
+        optimizer.register_step_pre_hook(follow(inner.rate, done, tokens))
         return optimizer
 
     def train(
@@ -255,26 +261,6 @@ def _matrices(model: Any) -> list[torch.nn.Parameter]:
         for weight in model.parameters()
         if weight.requires_grad and weight.ndim == 2 and all(weight is not table for table in tables)
     ]
-
-
-def _schedule(inner: Inner, done: Callable[[], float]) -> Callable[..., None]:
-    """A hook before each step that raises the learning rate to the recipe's within ``warmup_steps``, and
-    takes it down to 0 by the end of the run.
-    """
-    number = 0
-
-    def hook(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        nonlocal number
-        number += 1
-        if number > inner.warmup_steps + 1 and not inner.cooldown:
-            return
-        rate = inner.lr * min(1.0, number / (inner.warmup_steps + 1))
-        if inner.cooldown:
-            rate *= min(1.0, (1 - done()) / inner.cooldown)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
-    return hook
 
 
 def _config(raw: bytes, context: int) -> Any:
