@@ -243,7 +243,7 @@ class Run:
 
     @property
     def round(self) -> int:
-        """The last round applied here; 0 is the state that the run began with, -1 that it is not here yet."""
+        """The last round applied here."""
         return self._node.core.catchup.round
 
     @property

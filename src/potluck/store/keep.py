@@ -14,10 +14,9 @@ LEAST_SNAPSHOTS = 2
 class Keep:
     """How much of a run this machine keeps, and where else.
 
-    Args:
-        snapshots: how many of the run's recorded snapshots stay on the disk, with the parts of all rounds
-            since the oldest of them.
-        archive: an fsspec URL to which each snapshot and the journal are copied, or empty.
+    ``snapshots`` is how many of the run's recorded snapshots stay on the disk, with the parts of all rounds
+    since the oldest of them; ``archive`` is an fsspec URL to which each snapshot and the journal are copied,
+    or empty.
 
     Raises:
         UsageError: fewer snapshots than all peers must keep.
