@@ -36,6 +36,24 @@ def commands(program: str) -> Iterator[tuple[str, list[str]]]:
             yield document.name, shlex.split(found[1])[1:]
 
 
+def excerpts() -> Iterator[tuple[str, str]]:
+    """What documents show of the examples, each with the example's name, which stands before it."""
+    text = (ROOT / "docs" / "integrations.md").read_text("utf-8")
+    for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
+        yield re.findall(r"\]\(\.\./(examples/\w+\.py)\)", text[: found.start()])[-1], found[1]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for found in re.finditer(r"^```diff\n(.*?)^```", readme, re.M | re.S):
+        yield "examples/train_trainer.py", re.sub("^[+ ]", "", found[1], flags=re.M)
+
+
+@pytest.mark.parametrize(("example", "shown"), list(excerpts()))
+def test_what_is_shown_of_an_example_is_in_it(example: str, shown: str) -> None:
+    """Line by line, in this order; the tests of the examples run them."""
+    rest = iter((ROOT / example).read_text("utf-8").splitlines())
+    for line in shown.splitlines():
+        assert line in rest, f"{example} has no such line, or not here: {line}"
+
+
 @pytest.mark.parametrize(("document", "toml"), list(blocks("toml")))
 def test_every_recipe_is_one(document: str, toml: str) -> None:
     recipe = Recipe.from_toml(toml)
