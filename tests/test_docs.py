@@ -3,7 +3,7 @@
 What stands between fences runs here: TOML is read as a recipe, a line of a console is checked by the program
 that it names, and each Python block is a whole program that is run, as host and joiner if it is both.
 Documents whose blocks have a test of their own stand in ``APART``. ``tests/test_tutorial.py`` does what the
-tutorial says. ``text`` is what a program printed.
+tutorial says. ``text`` is what a program printed, ``diff`` a part of an example in ``examples``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .app.shells import end_hubs
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LANGUAGES = {"console", "python", "text", "toml"}
+LANGUAGES = {"console", "diff", "python", "text", "toml"}
 
 SHELL = {".", "cd"}
 """Words of a console that are the shell's own."""
@@ -83,6 +83,24 @@ def test_every_line_of_a_console_names_a_program_that_is_checked_here() -> None:
     checked = SHELL | {"potluck", "make", "pip", "python", "python3"}
     for document, block in blocks("console"):
         assert {shlex.split(line)[0] for line in block.splitlines()} <= checked, document
+
+
+def excerpts() -> Iterator[tuple[str, str]]:
+    """What documents show of the examples, each with the example's name, which stands before it."""
+    text = (ROOT / "docs" / "integrations.md").read_text("utf-8")
+    for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
+        yield re.findall(r"\]\(\.\./(examples/\w+\.py)\)", text[: found.start()])[-1], found[1]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for found in re.finditer(r"^```diff\n(.*?)^```", readme, re.M | re.S):
+        yield "examples/train_trainer.py", re.sub("^[+ ]", "", found[1], flags=re.M)
+
+
+@pytest.mark.parametrize(("example", "shown"), list(excerpts()))
+def test_what_is_shown_of_an_example_is_in_it(example: str, shown: str) -> None:
+    """Line by line, in this order; the tests of the examples run them."""
+    rest = iter((ROOT / example).read_text("utf-8").splitlines())
+    for line in shown.splitlines():
+        assert line in rest, f"{example} has no such line, or not here: {line}"
 
 
 @pytest.mark.parametrize(("document", "toml"), list(blocks("toml")))
@@ -189,7 +207,10 @@ def programs(tmp_path: Path) -> Iterator[dict[str, Program]]:
     end_hubs(tmp_path)
 
 
-APART = {"loop.md": "test_the_example_of_an_own_loop_runs_as_it_stands"}
+APART = {
+    "integrations.md": "test_what_is_shown_of_an_example_is_in_it",
+    "loop.md": "test_the_example_of_an_own_loop_runs_as_it_stands",
+}
 """Documents, and the test here that runs their Python."""
 
 PROGRAMS = [(document, code) for document, code in blocks("python") if document not in APART]

@@ -16,7 +16,9 @@ import potluck
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "potluck"
 MODULES = sorted(SOURCE.rglob("*.py"))
-EVERYTHING = sorted(p for folder in ("src", "tests", "bench", "tools") for p in (ROOT / folder).rglob("*.py"))
+EVERYTHING = sorted(
+    p for folder in ("src", "tests", "bench", "examples", "tools") for p in (ROOT / folder).rglob("*.py")
+)
 
 LAYERS = {
     "errors": -1,  # imported by everything

@@ -35,9 +35,12 @@ def test_a_trainer_that_ends_first_leaves_with_the_shared_state(tmp_path: Path) 
     transformers = pytest.importorskip("transformers")
     from potluck.integrations.transformers import PotluckCallback
 
-    evaluated = []
+    evaluated, tracked = [], []
 
-    class Sees(transformers.TrainerCallback):  # type: ignore[misc]
+    class Tracker(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_log(self, *_: Any, logs: dict[str, Any], **more: Any) -> None:
+            tracked.append(logs)
+
         def on_evaluate(self, *_: Any, model: nn.Module, **more: Any) -> None:
             evaluated.append(values(model))
 
@@ -59,7 +62,7 @@ def test_a_trainer_that_ends_first_leaves_with_the_shared_state(tmp_path: Path) 
         ),
         train_dataset=data,
         eval_dataset=data[:8],
-        callbacks=[callback, Sees()],
+        callbacks=[callback, Tracker()],
     )
     before = values(trainer.model)
     trainer.train()
@@ -72,6 +75,13 @@ def test_a_trainer_that_ends_first_leaves_with_the_shared_state(tmp_path: Path) 
     np.testing.assert_array_equal(evaluated[1], before)
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [(entry["step"], entry["potluck_round"]) for entry in logged] == [(2, 0), (4, 0), (6, 0)]
+    assert all(logs["potluck_peers"] == 1 for logs in tracked), "a tracker behind the callback has it too"
+    assert len(tracked) == 6, "three losses, two evaluations and the end"
+    first = callback.run
+    trainer.train()
+    assert callback.run is not first, "a second training is another part in a run, and is left as well"
+    with pytest.raises(UsageError, match="this run was left"):
+        callback.run.adopt(trainer.model)
 
 
 def test_a_schedule_is_the_runs_or_local() -> None:

@@ -55,6 +55,7 @@ class PotluckCallback(Callback):
                 "and one optimizer in configure_optimizers; for other loops there is run.optimizer"
             )
         self.run = run = begin(self._where, pl_module, self._options)
+        self._left = False
         run.optimizer(trainer.optimizers[0], schedule=self._schedule, raises=False)
         torch.manual_seed(own_seed(run, 0))
 

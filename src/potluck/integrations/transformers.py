@@ -55,6 +55,7 @@ class PotluckCallback(TrainerCallback):
     ) -> None:
         """Host or join the run, with the Trainer's own model and optimizer."""
         self.run = run = begin(self._where, kwargs["model"], self._options)
+        self._schedule, self._last = None, {}
         run.optimizer(kwargs["optimizer"], raises=False)
         seed = own_seed(run, args.seed)
         torch.manual_seed(seed)
