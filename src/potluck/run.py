@@ -19,7 +19,7 @@ from potluck.errors import EnvironmentProblem, RunOver, UsageError
 from potluck.identity import Claim
 from potluck.peer.background import Background
 from potluck.peer.node import Node
-from potluck.peer.place import Founding, Place
+from potluck.peer.place import BASE, Founding, Place
 from potluck.recipe import Recipe
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
@@ -88,10 +88,12 @@ class Run:
 
     def _adopt(self, model: torch.nn.Module) -> None:
         """Check the model against the run, wait for the run's state, and put it into the model."""
+        from potluck.peer.frozen import Frozen, meet
         from potluck.peer.trainer import Trainer
 
         trainer = Trainer(model, self._node.actions.handover)
         trainer.check(self._node.genesis.tensors)
+        self._call(meet(Frozen(model), self._node.genesis, self._node.files), None)
         self._trainer = trainer
         self._call(self._node.enlist(), ANSWER_S)
         _warm_up()
@@ -217,11 +219,16 @@ class Run:
         return self.recipe.end.done(self.view.tokens, self.view.round)
 
     def task_files(self) -> dict[str, bytes]:
-        """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""
-        return {blob.name: self._call(self._node.asset(blob), None) for blob in self._node.genesis.assets}
+        """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be; without
+        weights that are not trained, which ``adopt`` gets itself.
+        """
+        blobs = [blob for blob in self._node.genesis.assets if blob.name != BASE]
+        return {blob.name: self._call(self._node.files.read(blob), None) for blob in blobs}
 
     def adopt(self, model: torch.nn.Module) -> None:
         """Train this model; for a run joined without one (built-in tasks make it from ``task_files``).
+
+        Frozen weights of it that are not the run's are replaced by those, as trained ones are.
 
         Raises:
             ModelMismatch: it is not the run's model.

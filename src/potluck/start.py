@@ -188,6 +188,7 @@ def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Foun
     """What the first peer brings: of its own model, or of the recipe's built-in task."""
     from potluck.data.assets import build_assets
     from potluck.data.blocks import blocks_of
+    from potluck.peer.frozen import Frozen
     from potluck.peer.handover import Handover
     from potluck.peer.trainer import Trainer
     from potluck.tasks import task
@@ -199,4 +200,4 @@ def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path) -> Foun
         work = task(recipe, assets)
         model, blocks = work.model(base=base), work.blocks
     trainer = Trainer(model, Handover(lambda *_: None))
-    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)
+    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks, Frozen(model))

@@ -8,18 +8,19 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
 
 from potluck import __version__
-from potluck.errors import LedgerUnavailable, PotluckError, Refused, UsageError
+from potluck.errors import LedgerUnavailable, Refused, UsageError
 from potluck.hub.client import HubClient
 from potluck.net.tls import TlsTransport
 from potluck.peer.actions import Actions
 from potluck.peer.archiver import Archiver
+from potluck.peer.files import Files
 from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
 from potluck.peer.machine import machine_id, share_of_cores
@@ -30,14 +31,14 @@ from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
 from potluck.store.archive import Archive
-from potluck.store.blobs import read_blob, write_blob
+from potluck.store.blobs import write_blob
 from potluck.store.journal import NAME, Journal
 from potluck.store.residuals import ResidualsFile, Whose
 from potluck.store.store import Store
 from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
-from potluck.wire.messages import Fetch, Progress, Push, PushContribution, PushPartial, PushResult
-from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, chunk_sizes
+from potluck.wire.messages import Progress, Push, PushContribution, PushPartial, PushResult
+from potluck.wire.records import Chain, Entry, Genesis, Member
 
 log = logging.getLogger("potluck.peer")
 
@@ -146,6 +147,10 @@ class Node:
         recipe, blocks = founding.recipe, founding.blocks
         genesis = genesis_of(self._invite.run, recipe, founding.tensors, theta, WIRE, blocks)
         blobs = [write_blob(self._store, name, raw) for name, raw in sorted(founding.assets.items())]
+        if (frozen := founding.frozen) is not None:
+            if frozen.handed_out:
+                blobs.append(await asyncio.to_thread(frozen.write, self._store))
+            genesis = replace(genesis, base=await asyncio.to_thread(frozen.digest))
         genesis = replace(genesis, assets=tuple(blobs))
         # The first state is recorded at once: should we die in the next moment, our disk has the run.
         first = first_snapshot(self._store, genesis, theta)
@@ -397,30 +402,10 @@ class Node:
         self.actions.handover.begin()
         self.announce()
 
-    async def asset(self, blob: Blob) -> bytes:
-        """One of the run's files, from the store or else from peers."""
-        for name, size in zip(blob.chunks, chunk_sizes(blob), strict=True):
-            while not await self.actions.work(self._store.has, name):
-                self.check()
-                await self._fetch_anywhere(name, size, blob.name)
-        return bytes(await self.actions.work(read_blob, self._store, blob))
-
-    async def _fetch_anywhere(self, name: str, size: int, what: str) -> None:
-        others: Sequence[Progress] = [
-            p
-            for p in self.core.swarm.alive(self._now())
-            if p.peer != self.core.me.peer and p.phase != "joining"
-        ]
-        for peer in others:
-            try:
-                reply = await self.links.request(peer, Fetch(name, compressed=True), None, size)
-            except PotluckError as error:
-                log.info("%s of %s not from %s: %s", name[:12], what, peer.name, error)
-                continue
-            if reply.answer.ok and await self.actions.keep(name, reply.body):
-                self.core.catchup.have.add(name)
-                return
-        await asyncio.sleep(0.3 if others else 0.5)
+    @property
+    def files(self) -> Files:
+        """What the run's files are had with."""
+        return Files(self._store, self.links, self.core, self.actions, self.check, self._note)
 
     # -- going -----------------------------------------------------------------------------------
 
