@@ -241,6 +241,7 @@ PUBLIC = [
     "End",
     "Inner",
     "Keep",
+    "Lora",
     "Nats",
     "Outer",
     "PotluckError",

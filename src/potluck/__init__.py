@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.hub.site import Nats
-    from potluck.recipe import End, Inner, Outer, Recipe, Rounds, Task
+    from potluck.recipe import Data, End, Inner, Lora, Outer, Recipe, Rounds, Task
     from potluck.run import Run
     from potluck.start import host, join, resume
     from potluck.store.keep import Keep
@@ -19,6 +19,7 @@ _HOMES = {
     "End": "potluck.recipe",
     "Inner": "potluck.recipe",
     "Keep": "potluck.store.keep",
+    "Lora": "potluck.recipe",
     "Nats": "potluck.hub.site",
     "Outer": "potluck.recipe",
     "PotluckError": "potluck.errors",
@@ -37,6 +38,7 @@ __all__ = [
     "End",
     "Inner",
     "Keep",
+    "Lora",
     "Nats",
     "Outer",
     "PotluckError",

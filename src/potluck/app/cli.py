@@ -60,13 +60,21 @@ Threads = Annotated[
 InviteText = Annotated[
     str, typer.Argument(metavar="INVITE", help="What `potluck host` printed: potluck:…", show_default=False)
 ]
+AllowCode = Annotated[
+    str,
+    typer.Option(
+        metavar="MODULE:FUNCTION",
+        envvar="POTLUCK_ALLOW_CODE",
+        help="A task of your own that may run here, if the recipe names it.",
+    ),
+]
 EVERYWHERE = "0.0.0.0"  # noqa: S104 – friends' machines are elsewhere; admission is by invite
 SHAKESPEARE = "shakespeare"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Options: what this machine gives to a run, and keeps of it."""
+    """Options: what this machine gives to a run and runs of it, and keeps."""
 
     listen: Listen = EVERYWHERE
     threads: Threads = 0
@@ -77,6 +85,7 @@ class Machine:
         str,
         typer.Option(metavar="URL", help="Copy snapshots and journal there too: any URL that fsspec writes."),
     ] = ""
+    allow_code: AllowCode = ""
 
 
 def _file(what: str) -> Any:
@@ -216,7 +225,7 @@ def _part(home: Path, name: str, machine: Machine, *, trains: bool, nats: Any = 
     from potluck.store.keep import Keep
 
     keep = Keep(machine.keep_snapshots, machine.archive)
-    return Part(home, name, machine.listen, machine.threads, trains, keep, nats)
+    return Part(home, name, machine.listen, machine.threads, trains, keep, nats, machine.allow_code)
 
 
 @command
@@ -338,13 +347,18 @@ def export(
     out: Output,
     invite: InviteText,
     to: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Made by this.", show_default=False)],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of a run with task.lora: the whole model, not its adapters.")
+    ] = False,
     directory: Home = None,
     listen: Listen = EVERYWHERE,
+    allow_code: AllowCode = "",
 ) -> None:
     """Write the run's model into a directory that transformers reads."""
+    from potluck.app.export import Wanted
     from potluck.app.export import export as write
 
-    write(out, invite, to, _home(directory), listen)
+    write(out, invite, Wanted(to, merged, allow_code), _home(directory), listen)
 
 
 @command

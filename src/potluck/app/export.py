@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from potluck.app.hub import with_hub
@@ -22,11 +23,22 @@ LOOK_S = 0.2
 """How often the state is looked for, in seconds."""
 
 
-def export(out: Output, invite: str, directory: Path, home: Path, listen: str) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What is written, and where: the model, or its adapters unless they are ``merged`` into it; by own code
+    only if that is allowed here.
+    """
+
+    directory: Path
+    merged: bool = False
+    allow_code: str = ""
+
+
+def export(out: Output, invite: str, wanted: Wanted, home: Path, listen: str) -> None:
     """Follow the run to its head, and write its model.
 
     Raises:
-        UsageError: the run is one of own code, or the directory holds other files.
+        UsageError: the run is one of own code, the directory holds other files, or nothing is to be merged.
         EnvironmentProblem: nobody who is there has the run's state.
         PotluckError: as ``potluck.join``.
     """
@@ -43,25 +55,40 @@ def export(out: Output, invite: str, directory: Path, home: Path, listen: str) -
                 "this run trains its host's own code, so only that code can make its model: join in Python "
                 "with potluck.join(invite, model, trains=False) and save the model there"
             )
+        from potluck.tasks import permit, task
+
+        permit(run.recipe, wanted.allow_code)
+        lora = run.recipe.task.lora.rank > 0
+        if wanted.merged and not lora:
+            raise UsageError(
+                "this run trains the whole model, so there is nothing to merge: leave --merged out"
+            )
         _wait_for_state(out, run)
         quiet_libraries()
-        from potluck.tasks import task
-
-        work = task(run.recipe, run.task_files())
+        work = task(run.recipe, run.task_files(), wanted.allow_code)
         model = work.model()
         run.adopt(model)
     # Leaving has put the shared state into the model.
     out.status("writing the model")
-    work.export(model, directory)
+    work.export(model, wanted.directory, merged=wanted.merged)
+    what = "the adapters" if lora and not wanted.merged else "the model"
     out.summary(
-        f"the model of round {run.round} (loss {figure(run.view.loss, 3)}) is in {directory}",
-        ("let it write", generate(directory)),
+        f"{what} of round {run.round} (loss {figure(run.view.loss, 3)}), in {wanted.directory}",
+        *_next(run, invite, wanted),
         code=0,
         run=parsed.run,
         round=run.round,
         state=run.state.state,
-        directory=str(directory),
+        directory=str(wanted.directory),
     )
+
+
+def _next(run: Run, invite: str, wanted: Wanted) -> list[tuple[str, str]]:
+    """What can be done with an export, and by which command."""
+    task = run.recipe.task
+    if task.lora.rank and not wanted.merged:
+        return [("write the whole model", f"potluck export {invite} {wanted.directory} --merged")]
+    return [("let it write", generate(wanted.directory))] if task.kind == "causal-lm" else []
 
 
 def _wait_for_state(out: Output, run: Run) -> None:

@@ -48,16 +48,20 @@ class Files:
         named = dict(zip(blob.chunks, chunk_sizes(blob), strict=True))
         wanted = itertools.islice(named.items(), chunks)
 
+        told: set[str] = set()
+
         async def lane(number: int) -> None:
             for name, size in wanted:
                 while not await self.actions.work(self.store.has, name):
                     self.check()
-                    await self._fetch_anywhere(name, size, blob.name, number)
+                    if not await self._fetch_anywhere(name, size, blob.name, number) and not told:
+                        told.add(name)
+                        self.note(f"nobody who is there has {blob.name} whole: waiting for a peer that has")
 
         await asyncio.gather(*map(lane, range(LANES)))
 
-    async def _fetch_anywhere(self, name: str, size: int, what: str, first: int) -> None:
-        """Ask everybody who may have a chunk once, each lane another peer first."""
+    async def _fetch_anywhere(self, name: str, size: int, what: str, first: int) -> bool:
+        """Ask everybody who may have a chunk once, each lane another peer first; whether it is here now."""
         alive = self.core.swarm.alive(asyncio.get_running_loop().time())
         others = [p for p in alive if p.peer != self.core.me.peer and p.phase != "joining"]
         first %= max(1, len(others))
@@ -69,8 +73,9 @@ class Files:
                 continue
             if reply.answer.ok and await self.actions.keep(name, reply.body):
                 self.core.catchup.have.add(name)
-                return
+                return True
         await asyncio.sleep(AGAIN_S if others else NOBODY_S)
+        return False
 
     async def lacks(self, blob: Blob) -> bool:
         """Whether a chunk of it is not in the store."""
