@@ -17,7 +17,8 @@ import torch
 from bench.demo_recipe import Setting, Swarm
 
 from potluck.recipe import Outer
-from potluck.tasks.causal_lm import Batch, CausalLM
+from potluck.tasks.causal_lm import CausalLM
+from potluck.tasks.training import Batch
 
 AVERAGING = Outer("average")
 DILOCO = Outer("nesterov", 0.7, 0.9)

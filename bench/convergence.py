@@ -37,7 +37,8 @@ from potluck.peer.trainer import Trainer
 from potluck.protocol.plan import assign
 from potluck.recipe import DEMO, End, Inner, Outer, Recipe
 from potluck.store.contents import MemoryStore
-from potluck.tasks.causal_lm import Batch, CausalLM
+from potluck.tasks.causal_lm import CausalLM
+from potluck.tasks.training import Batch
 from potluck.wire.records import Commit, Genesis, Member, PartInfo
 
 LATE_STEPS = 4

@@ -23,8 +23,8 @@ import torch
 
 from potluck.data.assets import build_assets
 from potluck.recipe import DEMO, Outer, Recipe
-from potluck.tasks import task
-from potluck.tasks.causal_lm import Batch, CausalLM
+from potluck.tasks.causal_lm import CausalLM
+from potluck.tasks.training import Batch
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def recipe_of(setting: Setting) -> Recipe:
 
 
 def measure(setting: Setting, tokens: int) -> str:
-    lm = task(recipe_of(setting), _assets)
+    lm = CausalLM(recipe_of(setting), _assets)
     swarm = Swarm(lm, setting)
     judge = lm.model()
     start, _ = lm.evaluate(judge)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potluck.errors import RecipeError
-from potluck.recipe import BUILT_IN, DEMO, MAX_TOML_BYTES, End, Inner, Recipe, Rounds, Task, built_in
+from potluck.recipe import BUILT_IN, DEMO, MAX_TOML_BYTES, End, Inner, Lora, Recipe, Rounds, Task, built_in
 from potluck.recipe.checks import CHOICES, LIMITS, bpe_vocab
 from potluck.recipe.presets import PRESETS
 
@@ -74,6 +74,17 @@ def test_the_order_of_keys_does_not_matter() -> None:
     assert Recipe.from_toml(one).to_toml() == Recipe.from_toml('name = "a"\n' + two).to_toml()
 
 
+def test_adapters_and_own_code_in_a_recipe() -> None:
+    adapters = (
+        'checkpoint = "a/b"\ntokenizer = "a/b"\nlora = {rank = 8, alpha = 32, targets = "q_proj, v_proj"}'
+    )
+    recipe = Recipe.from_toml(f'[task]\nkind = "causal-lm"\n{adapters}\n')
+    assert recipe.task.lora == Lora(8, 32.0, "q_proj, v_proj")
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    own = Recipe.from_toml('[task]\nkind = "my_package.my_task:make"\n[end]\nepochs = 2\n')
+    assert own.task.kind == "my_package.my_task:make"
+
+
 def test_a_whole_number_stands_for_a_number() -> None:
     recipe = Recipe.from_toml("[inner]\nlr = 1\n")
     assert type(recipe.inner.lr) is float
@@ -102,6 +113,19 @@ LLAMA = '[task]\nkind = "causal-lm"\n[task.config]\nmodel_type = "llama"\n'
         ("[task]\ncontext = 1048577", "from 2 to 1,048,576"),
         ("[task]\nseed = -1", "task.seed"),
         ('[task]\nkind = "casual-lm"', "did you mean 'causal-lm'"),
+        ('[task]\nkind = "os.system"', "should be one of custom, causal-lm"),
+        ('[task]\nkind = "os:system()"', "should be one of"),
+        ('[task]\nkind = "a b:c"', "should be one of"),
+        ('[task]\nkind = "mine:make"\n[data]\nsamples = 9', "counts its own"),
+        ('[task]\nkind = "masked-lm"', 'task.kind = "masked-lm" needs either task.config'),
+        ('[task]\nkind = "image-classification"', "needs either task.config"),
+        ('[task]\nimages = ""', "datasets:NAME\\[:IMAGE"),
+        (LLAMA.replace("[task]", "[task]\nlora.rank = 8"), "task.lora.rank = 8 needs task.checkpoint"),
+        ("[task]\nlora.rank = -1", "task.lora.rank = -1 should be from 0 to"),
+        ("[task]\nlora.alpha = 0", "task.lora.alpha = 0"),
+        ('[task]\nlora.targets = "(a+)+$"', "names of layers"),
+        ('[task]\nlora.targets = "q_proj,"', "names of layers"),
+        ("[task]\nlora = 3", "task.lora = 3 should be a table"),
         ('[task]\ntext = ""', "datasets:NAME"),
         ('[task]\ntokenizer = "bpe-12"', "N from 320"),
         ('[task]\ntokenizer = "bpe-9999999"', "N from 320"),

@@ -245,6 +245,7 @@ PUBLIC = [
     "Event",
     "Inner",
     "Keep",
+    "Lora",
     "Nats",
     "Outer",
     "PotluckError",

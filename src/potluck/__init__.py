@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.hub.site import Nats
     from potluck.peer.events import Event
-    from potluck.recipe import Data, End, Inner, Outer, Recipe, Rounds, Task
+    from potluck.recipe import Data, End, Inner, Lora, Outer, Recipe, Rounds, Task
     from potluck.recipe.schedule import Schedule
     from potluck.run import Run
     from potluck.start import host, join, resume
@@ -22,6 +22,7 @@ _HOMES = {
     "Event": "potluck.peer.events",
     "Inner": "potluck.recipe",
     "Keep": "potluck.store.keep",
+    "Lora": "potluck.recipe",
     "Nats": "potluck.hub.site",
     "Outer": "potluck.recipe",
     "PotluckError": "potluck.errors",
@@ -42,6 +43,7 @@ __all__ = [
     "Event",
     "Inner",
     "Keep",
+    "Lora",
     "Nats",
     "Outer",
     "PotluckError",

@@ -21,6 +21,7 @@ from potluck.peer.actions import EVALUATE_S
 from potluck.peer.events import Event, Kind
 from potluck.peer.metrics import Tracker
 from potluck.peer.part import ANSWER_S, LEAVE_S, LEAVE_VALUE_S, Part
+from potluck.peer.place import BASE
 from potluck.recipe import Recipe
 from potluck.recipe.schedule import Schedule, follow
 from potluck.wire.messages import Progress
@@ -270,16 +271,26 @@ class Run(Part):
         if found.grounds is None:
             raise EnvironmentProblem(f"{lost}: it was old already when it was evaluated")
         what = f"the best state, of round {found.best.round}"
-        if not self._call(self._node.bring(found.grounds.content(), what, patience_s), None):
+        if not self._call(self._node.files.bring(found.grounds.content(), what, patience_s), None):
             raise EnvironmentProblem(f"{lost}: try again when other peers are there, or take the last one")
         return found.best.round
 
     def task_files(self) -> dict[str, bytes]:
-        """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be."""
-        return {blob.name: self._call(self._node.asset(blob), None) for blob in self._node.genesis.assets}
+        """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be; without
+        weights that are not trained, which ``adopt`` gets itself.
+        """
+        blobs = [blob for blob in self._node.genesis.assets if blob.name != BASE]
+        return {blob.name: self._call(self._node.files.read(blob), None) for blob in blobs}
+
+    def bring_files(self) -> None:
+        """Have all files of the run on this disk, those with weights that are not trained too."""
+        for blob in self._node.genesis.assets:
+            self._call(self._node.files.fetch(blob), None)
 
     def adopt(self, model: torch.nn.Module) -> None:
         """Train this model; for a run joined without one (built-in tasks make it from ``task_files``).
+
+        Frozen weights of it that are not the run's are replaced by those, as trained ones are.
 
         Raises:
             ModelMismatch: it is not the run's model.

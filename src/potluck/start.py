@@ -49,6 +49,7 @@ def host(
     hub: str = "",
     nats: Nats | None = None,
     base: Path | None = None,
+    allow_code: str = "",
     keep: Keep = USUAL,
     watch: Callable[[str], None] | None = None,
 ) -> Run:
@@ -59,7 +60,7 @@ def host(
 
     Args:
         recipe: what all peers will agree on.
-        model: what is trained. Without one, the recipe's built-in task makes it (see ``Run.adopt``).
+        model: what is trained. Without one, the recipe's task makes it (see ``Run.adopt``).
         name: what others see; the machine's name by default.
         directory: where keys and runs are kept; the user's data directory by default.
         listen: the address of this machine to listen on; 127.0.0.1 keeps the run on it.
@@ -67,6 +68,7 @@ def host(
         nats: the NATS that your site runs already, to keep the run's ledger instead of the hub itself. Peers
             still need nothing but the invite.
         base: the directory that the recipe's paths are relative to; the working directory by default.
+        allow_code: the recipe's ``task.kind``, if that is a ``module:function`` of your own: it may run here.
         keep: what this machine keeps of the run besides what every peer does.
         watch: called from the network thread with each event in words.
 
@@ -83,7 +85,7 @@ def host(
                 "the hub that runs already has its ledger: name a NATS for it, or the hub, not both"
             )
         home = Path(directory) if directory is not None else data_directory()
-        founding = _founding(recipe, model, base or Path(), ranks)
+        founding = _founding(recipe, model, base or Path(), allow_code, ranks)
         again = _hosted_again(home, founding, hub) if ranks is None else None
         if again is not None:
             again.leave()
@@ -285,21 +287,24 @@ def _released(claimed: Claim) -> Iterator[None]:
         raise
 
 
-def _founding(recipe: Recipe, model: torch.nn.Module | None, base: Path, ranks: Ranks | None) -> Founding:
-    """What the first peer brings: of its own model, or of the recipe's built-in task."""
-    from potluck.data.assets import build_assets
+def _founding(
+    recipe: Recipe, model: torch.nn.Module | None, base: Path, allow_code: str, ranks: Ranks | None
+) -> Founding:
+    """What the first peer brings: of its own model, or of the recipe's task."""
     from potluck.data.blocks import blocks_of
+    from potluck.peer.frozen import Frozen
     from potluck.peer.handover import Handover
     from potluck.peer.trainer import Trainer
-    from potluck.tasks import task
+    from potluck.tasks import prepare, task
 
     assets: dict[str, bytes] = {}
     blocks = blocks_of(recipe.data.samples, recipe.data.block) if recipe.data.samples else 0
     if model is None:
-        assets = build_assets(recipe, base=base)
-        work = task(recipe, assets)
+        assets = prepare(recipe, base, allow_code)
+        work = task(recipe, assets, allow_code)
         model, blocks = work.model(base=base), work.blocks
     trainer = Trainer(model, Handover(lambda *_: None), ranks)
     if ranks is not None:
         ranks.tell(Read())
-    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks)
+    frozen = Frozen(model) if ranks is None else None
+    return Founding(recipe, trainer.tensors, trainer.read(), assets, blocks, frozen)

@@ -4,10 +4,21 @@ import blake3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from potluck.errors import CorruptData, StoreError
 from potluck.store import blobs
-from potluck.store.blobs import CHUNK_BYTES, MAX_CHUNKS, chunk_sizes, missing, read_blob, write_blob
+from potluck.store.blobs import (
+    CHUNK_BYTES,
+    MAX_CHUNKS,
+    chunk_sizes,
+    missing,
+    read_blob,
+    read_pieces,
+    write_blob,
+    write_pieces,
+)
+from potluck.store.contents import MemoryStore
 from potluck.store.store import Store
 from potluck.wire.codec import decode, encode
 from potluck.wire.records import Blob
@@ -104,3 +115,24 @@ def test_chunks_of_another_size_than_announced(store: Store) -> None:
     chunks = write_blob(store, "file", RAW, 1000).chunks
     with pytest.raises(CorruptData, match="1000 bytes instead of 900"):
         read_blob(store, Blob("file", 2564, 900, chunks))
+
+
+@given(pieces=st.lists(st.binary(max_size=30), max_size=6), chunk_bytes=st.integers(1, 20))
+def test_a_file_in_pieces_is_kept_as_the_whole_one_is(pieces: list[bytes], chunk_bytes: int) -> None:
+    whole, apart = MemoryStore(), MemoryStore()
+    raw = b"".join(pieces)
+    blob = write_blob(whole, "file", raw, chunk_bytes)
+    assert write_pieces(apart, "file", len(raw), pieces, chunk_bytes) == blob
+    assert b"".join(read_pieces(apart, blob)) == raw
+
+
+def test_pieces_are_checked_as_they_are_read() -> None:
+    store = MemoryStore()
+    blob = write_blob(store, "file", RAW, 1000)
+    with pytest.raises(CorruptData, match="of 'file' has 1000 bytes instead of 564"):
+        list(read_pieces(store, replace(blob, chunks=(*blob.chunks[:2], blob.chunks[0]))))
+    store.delete(blob.chunks[1])
+    pieces = read_pieces(store, blob)
+    assert next(pieces) == RAW[:1000]
+    with pytest.raises(StoreError, match="lacks the chunk"):
+        next(pieces)

@@ -78,7 +78,7 @@ def test_an_epoch_has_every_window_once(lm: CausalLM) -> None:
         assert batch["input_ids"] is batch["labels"]
         assert batch["input_ids"].dtype == torch.int64
         seen += [row.numpy().tobytes() for row in batch["input_ids"]]
-    assert len(seen) == len(rows(lm._train, 32))
+    assert len(seen) == len(rows(lm.text.train, 32))
     first = next(lm.batches([0]))["input_ids"]
     assert torch.equal(first, next(lm.batches([0]))["input_ids"])
     assert not torch.equal(first, next(lm.batches([lm.blocks]))["input_ids"]), "another order in each epoch"
@@ -302,5 +302,5 @@ def test_a_missing_file_is_named(assets: dict[str, bytes]) -> None:
 
 def test_only_built_in_tasks_are_made(assets: dict[str, bytes]) -> None:
     for kind in ("custom", "os.system"):
-        with pytest.raises(RecipeError, match=r"no built-in task \(there is causal-lm\)"):
+        with pytest.raises(RecipeError, match=r"no built-in task \(there are causal-lm, masked-lm, image-"):
             task(with_task(kind=kind), assets)

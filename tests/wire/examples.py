@@ -42,7 +42,7 @@ SHORT = PartInfo(2, A, 900, (), (), (1, 4))
 TALLY = Tally(3, 1, 2, ((0, 60.5), (1, 40.0)), ((0, 12),))
 
 BODIES: list[Any] = [
-    Genesis("run", WIRE, "recipe", (TensorSpec("w", (2, 3)), TensorSpec("s", ())), 4, A, (BLOB,)),
+    Genesis("run", WIRE, "recipe", (TensorSpec("w", (2, 3)), TensorSpec("s", ())), 4, A, (BLOB,), base=B),
     Open(3, 1, (ONE, TWO), (0, 1, 0), C, 4.5, "tokens done", 2),
     Reassign(3, 1, ((2, 1), (0, 1)), "somebody died"),
     Commit(3, 1, (INFO,), 100, 2.5, "all held"),

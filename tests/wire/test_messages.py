@@ -213,6 +213,8 @@ TOO_MUCH: list[tuple[Any, Any]] = [
     (Snapshot(0, "", (), ""), Snapshot),
     (Genesis("r", 1, "x" * 100_001, (), 1, A), Genesis),
     (Genesis("r", 1, "", (), 0, A), Genesis),
+    (Genesis("r", 1, "", (), 1, A, base="f" * 63), Genesis),
+    (Genesis("r", 1, "", (), 1, A, base="f" * 64 + "\n"), Genesis),
     (Genesis("r", 1, "", (), 65_537, A), Genesis),
     (msgspec.structs.replace(PROGRESS, phase="dancing"), Progress),
     (msgspec.structs.replace(PROGRESS, name="n" * 101), Progress),

@@ -14,6 +14,7 @@ from potluck.app.output import count
 from potluck.protocol.history import History, short
 from potluck.protocol.leases import count as blocks
 from potluck.recipe import Recipe
+from potluck.recipe.kinds import IMAGES, TEXT
 from potluck.wire.records import Evaluation
 
 CARD = "README.md"
@@ -23,7 +24,11 @@ MOST_PEERS = 50
 MOST_EVALUATIONS = 200
 """Of more there are the first and last in the card's tables; ``potluck log`` has all of them."""
 
-PIPELINES = {"causal-lm": "text-generation"}
+PIPELINES = {
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "image-classification": "image-classification",
+}
 """What the Hub calls a built-in task."""
 
 AGAIN = """## Again
@@ -31,10 +36,10 @@ AGAIN = """## Again
 Training again would give another model: who is there when, and how fast, is in it. But every round is in
 the run's ledger, and can be applied again. With a copy of the run that reaches back so far (a peer's
 directory, or an archive) this replays it, compares every digest on the way, and writes the same
-`model.safetensors` (SHA-256 `{sha256}…`):
+weights (SHA-256 `{sha256}…`):
 
 ```console
-potluck export --round {round} COPY model
+potluck export{options} --round {round} COPY model
 ```
 
 `potluck verify COPY` shows the digest of the state after each round (of this one it is `{state}`), and
@@ -43,13 +48,17 @@ potluck export --round {round} COPY model
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card is made of: the run's recipe and history, and the exported state with its digests."""
+    """What a card is made of: the run's recipe and history, and the exported state with the digests of state
+    and weights.
+    """
 
     recipe: Recipe
     history: History
     round: int
     state: str
     sha256: str
+    options: str = ""
+    """Of the command, by which another export is the same."""
 
     @property
     def run(self) -> str:
@@ -79,7 +88,9 @@ def card(facts: Facts) -> str:
 
 
 def _metadata(facts: Facts) -> dict[str, Any]:
-    task, found = facts.recipe.task, dict[str, Any](library_name="transformers")
+    task = facts.recipe.task
+    adapters = task.lora.rank and "--merged" not in facts.options
+    found = dict[str, Any](library_name="peft" if adapters else "transformers")
     found["pipeline_tag"] = PIPELINES.get(task.kind, "other")
     found["tags"] = ["potluck"]
     if _is_name(task.checkpoint):
@@ -144,7 +155,7 @@ def _head(facts: Facts) -> str:
         ("data", _data(facts)),
         ("peers that contributed", f"{len(shares):,}"),
         ("state digest (BLAKE3)", f"`{facts.state}`"),
-        ("`model.safetensors` (SHA-256)", f"`{facts.sha256}`"),
+        ("weights (SHA-256)", f"`{facts.sha256}`"),
         ("written by", f"Potluck {__version__}"),
     ]
     return (
@@ -157,6 +168,8 @@ def _head(facts: Facts) -> str:
 def _data(facts: Facts) -> str:
     task, view = facts.recipe.task, facts.history.view
     said = f"`{task.text}`, in rows of {task.context} tokens"
+    if task.kind not in TEXT:
+        said = f"`{task.images}`" if task.kind == IMAGES else f"that of `{task.kind}`"
     if view.leases is not None and view.genesis is not None:
         done = blocks(view.leases.included)
         said += f"; {done:,} batches of {task.batch}, {done / view.genesis.blocks:.2f} epochs"
@@ -207,7 +220,9 @@ def _recipe(facts: Facts) -> str:
 
 
 def _again(facts: Facts) -> str:
-    return AGAIN.format(round=facts.round, sha256=facts.sha256[:16], state=facts.state[:12])
+    return AGAIN.format(
+        options=facts.options, round=facts.round, sha256=facts.sha256[:16], state=facts.state[:12]
+    )
 
 
 def _ends(found: list[Evaluation], most: int) -> list[Evaluation]:

@@ -60,13 +60,21 @@ Threads = Annotated[
 InviteText = Annotated[
     str, typer.Argument(metavar="INVITE", help="What `potluck host` printed: potluck:…", show_default=False)
 ]
+AllowCode = Annotated[
+    str,
+    typer.Option(
+        metavar="MODULE:FUNCTION",
+        envvar="POTLUCK_ALLOW_CODE",
+        help="A task of your own that may run here, if the recipe names it.",
+    ),
+]
 EVERYWHERE = "0.0.0.0"  # noqa: S104 – friends' machines are elsewhere; admission is by invite
 SHAKESPEARE = "shakespeare"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Options: what this machine gives to a run, and keeps of it."""
+    """Options: what this machine gives to a run and runs of it, and keeps."""
 
     listen: Listen = EVERYWHERE
     threads: Threads = 0
@@ -81,6 +89,7 @@ class Machine:
         str,
         typer.Option(metavar="URL", help="Copy snapshots and journal there too: any URL that fsspec writes."),
     ] = ""
+    allow_code: AllowCode = ""
 
 
 def _file(what: str) -> Any:
@@ -138,13 +147,16 @@ AnySource = Annotated[
 
 @dataclass(frozen=True)
 class Which:
-    """Options: which of a run's states."""
+    """Options: which of a run's states, and how it is written."""
 
     best: Annotated[bool, typer.Option("--best", help="The best evaluated state, not the last one.")] = False
     after: Annotated[
         int | None,
         typer.Option("--round", min=0, metavar="N", show_default=False, help="The state after a round."),
     ] = None
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of a run with task.lora: the whole model, not its adapters.")
+    ] = False
 
 
 COMMON = {
@@ -239,7 +251,7 @@ def _part(home: Path, name: str, machine: Machine, *, trains: bool, nats: Any = 
     from potluck.store.keep import Keep
 
     keep = Keep(machine.keep_snapshots, machine.archive, machine.keep_best)
-    return Part(home, name, machine.listen, machine.threads, trains, keep, nats)
+    return Part(home, name, machine.listen, machine.threads, trains, keep, nats, machine.allow_code)
 
 
 @command
@@ -379,11 +391,12 @@ def export(
     ] = "",
     directory: Home = None,
     listen: Listen = EVERYWHERE,
+    allow_code: AllowCode = "",
 ) -> None:
     """Write the run's model, with a model card, into a directory that transformers reads."""
     from potluck.app.export import Wanted, export_model
 
-    wanted = Wanted(source, to, which.best, which.after, push)
+    wanted = Wanted(source, to, which.best, which.after, push, which.merged, allow_code)
     export_model(out, wanted, _home(directory), listen)
 
 

@@ -8,6 +8,7 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from potluck.app.card import CARD, Facts, card, file_digest
 from potluck.app.disk import copy_at
@@ -15,10 +16,12 @@ from potluck.app.hub import with_hub
 from potluck.app.output import Output, figure
 from potluck.app.work import quiet_libraries
 from potluck.errors import CorruptData, EnvironmentProblem, StoreError, UsageError
+from potluck.peer.place import BASE
 from potluck.peer.replay import Survey, state_after, survey
 from potluck.peer.state import PeerState
 from potluck.protocol.history import History
 from potluck.recipe import Recipe
+from potluck.recipe.kinds import KINDS
 from potluck.run import Run
 from potluck.start import join
 from potluck.store.blobs import read_blob
@@ -43,13 +46,25 @@ class Wanted:
     best: bool = False
     after: int | None = None
     push: str = ""
+    merged: bool = False
+    allow_code: str = ""
+
+    def adapters(self, recipe: Recipe) -> bool:
+        """Whether nothing but adapters is written."""
+        return recipe.task.lora.rank > 0 and not self.merged
+
+    def options(self, recipe: Recipe) -> str:
+        """Those that another export of the same needs."""
+        merged = " --merged" if self.merged else ""
+        return merged + ("" if recipe.task.kind in KINDS else f" --allow-code {recipe.task.kind}")
 
 
 def export_model(out: Output, wanted: Wanted, home: Path, listen: str) -> None:
     """Replay a copy of the run up to a state, and write its model; with an invite, follow the run first.
 
     Raises:
-        UsageError: the run is one of own code, the directory holds other files, or there is no such state.
+        UsageError: the run is one of own code, the directory holds other files, or there is no such state, or
+            nothing to merge.
         EnvironmentProblem: nobody who is there has the state.
         CorruptData, StoreError: what it follows from is damaged or missing.
         PotluckError: as ``potluck.join``.
@@ -62,23 +77,26 @@ def export_model(out: Output, wanted: Wanted, home: Path, listen: str) -> None:
         token_for(wanted.push)  # before anything takes long
     copy, at = _copied(out, wanted, home, listen)
     found = survey(copy)
-    _check_kind(Recipe.from_toml(found.genesis.recipe))
+    recipe = Recipe.from_toml(found.genesis.recipe)
+    _check_kind(recipe, wanted)
     round_ = _round(found, wanted, at)
     out.status(f"replaying up to round {round_}")
     state = state_after(copy, found, round_)
     _check_judged(found, state)
-    facts = _write(out, copy, found, state, wanted.to)
+    facts = _write(out, copy, found, state, wanted)
     pushed = _push(out, wanted)
+    more: dict[str, Any] = {"pushed": wanted.push} if wanted.push else {}
     out.summary(
-        f"the model of round {round_} (loss {figure(_loss(facts, round_), 3)}) is in {wanted.to}{pushed}",
-        ("let it write", generate(wanted.to)),
+        f"{_what(recipe, wanted)} of round {round_} (loss {figure(_loss(facts, round_), 3)}), "
+        f"in {wanted.to}{pushed}",
+        *_next(recipe, wanted),
         code=0,
         run=found.genesis.run,
         round=round_,
         state=facts.state,
         sha256=facts.sha256,
         directory=str(wanted.to),
-        **({"pushed": wanted.push} if wanted.push else {}),
+        **more,
     )
 
 
@@ -93,20 +111,39 @@ def _copied(out: Output, wanted: Wanted, home: Path, listen: str) -> tuple[Copy,
         return join(wanted.source, name="export", directory=home, listen=listen, trains=False)
 
     with with_hub(out, parsed, home, listen, reach) as run:
-        _check_kind(run.recipe)
+        _check_kind(run.recipe, wanted)
         _wait_for_state(out, run)
-        run.task_files()
+        if wanted.adapters(run.recipe):
+            run.task_files()
+        else:
+            run.bring_files()
         best = run.bring_best(ALONE_S) if wanted.best else None
     assert run.directory is not None, "this is no rank of several"
     return DiskCopy(run.directory), run.round if best is None else best
 
 
-def _check_kind(recipe: Recipe) -> None:
+def _check_kind(recipe: Recipe, wanted: Wanted) -> None:
     if recipe.task.kind == "custom":
         raise UsageError(
             "this run trains its host's own code, so only that code can make its model: join in Python "
             "with potluck.join(invite, model, trains=False) and save the model there"
         )
+    from potluck.tasks import permit
+
+    permit(recipe, wanted.allow_code)
+    if wanted.merged and not recipe.task.lora.rank:
+        raise UsageError("this run trains the whole model, so there is nothing to merge: leave --merged out")
+
+
+def _what(recipe: Recipe, wanted: Wanted) -> str:
+    return "the adapters" if wanted.adapters(recipe) else "the model"
+
+
+def _next(recipe: Recipe, wanted: Wanted) -> list[tuple[str, str]]:
+    """What can be done with an export, and by which command."""
+    if wanted.adapters(recipe):
+        return [("write the whole model", f"potluck export {wanted.source} {wanted.to} --merged")]
+    return [("let it write", generate(wanted.to))] if recipe.task.kind == "causal-lm" else []
 
 
 def _wait_for_state(out: Output, run: Run) -> None:
@@ -150,26 +187,33 @@ def _check_judged(found: Survey, state: PeerState) -> None:
         )
 
 
-def _write(out: Output, copy: Copy, found: Survey, state: PeerState, to: Path) -> Facts:
+def _write(out: Output, copy: Copy, found: Survey, state: PeerState, wanted: Wanted) -> Facts:
     """The model, its tokenizer and its card; returns what the card says."""
     quiet_libraries()
+    from potluck.peer.frozen import Frozen, restore
     from potluck.peer.handover import Handover
     from potluck.peer.trainer import Trainer
     from potluck.tasks import task
 
     assert state.plane is not None
     recipe = Recipe.from_toml(found.genesis.recipe)
-    work = task(recipe, {blob.name: bytes(read_blob(copy, blob)) for blob in found.genesis.assets})
+    blobs = [blob for blob in found.genesis.assets if blob.name != BASE]
+    work = task(recipe, {blob.name: bytes(read_blob(copy, blob)) for blob in blobs}, wanted.allow_code)
     model = work.model()
+    if not wanted.adapters(recipe):
+        restore(Frozen(model), found.genesis, copy)
     Trainer(model, Handover(lambda *_: None)).write(state.plane.theta)
     out.status("writing the model")
-    work.export(model, to)
+    to = wanted.to
+    work.export(model, to, merged=wanted.merged)
     history = History()
     for entry, _ in copy.records():
         for _ in history.follow(entry):
             pass
     files = sorted(to.glob("*.safetensors"))
-    facts = Facts(recipe, history, state.plane.round, state.plane.digest, file_digest(files))
+    facts = Facts(
+        recipe, history, state.plane.round, state.plane.digest, file_digest(files), wanted.options(recipe)
+    )
     try:
         draft = to / f".{CARD}"
         draft.write_text(card(facts), "utf-8")

@@ -34,7 +34,9 @@ NO_PLAYS = (
 
 @dataclass(frozen=True)
 class Part:
-    """How this machine takes part. ``threads`` 0 is a fair share of its cores."""
+    """How this machine takes part. ``threads`` 0 is a fair share of its cores; ``allow_code`` is the task of
+    own code that may run here.
+    """
 
     home: Path
     name: str = ""
@@ -43,6 +45,7 @@ class Part:
     trains: bool = True
     keep: Keep = USUAL
     nats: Nats | None = None
+    allow_code: str = ""
 
 
 def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
@@ -54,8 +57,8 @@ def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
     chosen, base = read_recipe(recipe)
     if chosen.task.kind == "custom":
         raise UsageError(
-            'a recipe for `potluck host` needs task.kind = "causal-lm"; to train code of your own, start '
-            "the run in Python: potluck.host(recipe, model)"
+            'a recipe for `potluck host` needs a task, such as task.kind = "causal-lm"; to train with a loop '
+            "of your own, start the run in Python: potluck.host(recipe, model)"
         )
     yield_cores()
     quiet_libraries()
@@ -72,6 +75,7 @@ def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
             hub=hub,
             nats=part.nats,
             base=base,
+            allow_code=part.allow_code,
             keep=part.keep,
             watch=watch,
         )
@@ -188,14 +192,15 @@ def _work(out: Output, run: Run, part: Part, joined: Callable[[], None]) -> None
             "this run trains its host's own code, which never comes over the network: get that code and "
             "join in Python, with potluck.join(invite, model); or follow it with `potluck join --follow`"
         )
+    from potluck.tasks import permit, task
+
+    permit(run.recipe, part.allow_code)
     quiet_libraries()
     import torch
 
-    from potluck.tasks import task
-
     if part.threads:
         torch.set_num_threads(part.threads)
-    work = task(run.recipe, run.task_files())
+    work = task(run.recipe, run.task_files(), part.allow_code)
     model = work.model()
     run.adopt(model)
     run.evaluate(lambda measured: dict(zip(("loss", work.measure), work.evaluate(measured), strict=True)))

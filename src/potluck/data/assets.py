@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from potluck.data.images import hold_out_images, load_images
 from potluck.data.text import hold_out, load_text
-from potluck.data.tokens import END, pack, read_tokenizer, train_tokenizer
+from potluck.data.tokens import END, MASK, pack, read_tokenizer, train_tokenizer
 from potluck.errors import RecipeError
 from potluck.recipe import Recipe
 from potluck.recipe.checks import bpe_vocab, check_config
+from potluck.recipe.kinds import IMAGES
 
 log = logging.getLogger(__name__)
 
@@ -23,41 +25,68 @@ MAX_ASSETS_BYTES = 1 << 30
 def build_assets(recipe: Recipe, *, base: Path | None = None) -> dict[str, bytes]:
     """The files that a built-in task needs; a joiner needs nothing else: no text, no download.
 
-    ``tokenizer.json`` and ``config.json`` are as Hugging Face has them; ``train.bin`` and ``heldout.bin``
-    are little-endian tokens, of 16 bits up to a vocabulary of 65,536 and of 32 above;
-    ``meta.json`` holds ``heldout_bytes``, the length of the held-out text.
+    On text: ``tokenizer.json`` and ``config.json`` as Hugging Face has them; ``train.bin`` and
+    ``heldout.bin``, little-endian tokens of 16 bits up to a vocabulary of 65,536 and of 32 above;
+    ``meta.json`` with ``heldout_bytes``, the length of the held-out text. On images: ``config.json``, and
+    ``train.safetensors`` and ``heldout.safetensors`` with ``images`` and ``labels`` as in
+    ``data.images.Images``.
 
     Args:
         recipe: with a built-in task.
         base: the directory that its paths are relative to; the working directory by default.
 
     Raises:
-        RecipeError: the text, the tokenizer or the model can't be had, or it all is over 1 GiB.
+        RecipeError: the data, the tokenizer or the model can't be had, or it all is over 1 GiB.
     """
     recipe.validate()
-    base = base or Path()
+    assets = (_image_files if recipe.task.kind == IMAGES else _text_files)(recipe, base or Path())
+    total = sum(map(len, assets.values()))
+    if total > MAX_ASSETS_BYTES:
+        raise RecipeError(f"the packed data is {total:,} bytes, over {MAX_ASSETS_BYTES:,}: bring less of it")
+    log.info("packed the data into %.1f MB for everyone who joins", total / 1e6)
+    return assets
+
+
+def _text_files(recipe: Recipe, base: Path) -> dict[str, bytes]:
     train, held = hold_out(load_text(recipe.task.text, base=base))
     vocab = bpe_vocab(recipe.task.tokenizer)
     if vocab is None:
         tokenizer = pretrained_file(recipe.task.tokenizer, "tokenizer.json", base)
     else:
-        tokenizer = train_tokenizer(train, vocab)
+        special = (END, MASK) if recipe.task.kind == "masked-lm" else (END,)
+        tokenizer = train_tokenizer(train, vocab, special)
     config = _config(recipe, tokenizer, base)
     end = config.get("eos_token_id")
     end = end[0] if isinstance(end, list) and end else end
     end = end if isinstance(end, int) else None
-    assets = {
+    return {
         "tokenizer.json": tokenizer,
         "config.json": json.dumps(config, sort_keys=True).encode(),
         "train.bin": _little_endian(pack(tokenizer, train, end)),
         "heldout.bin": _little_endian(pack(tokenizer, held, end)),
         "meta.json": json.dumps({"heldout_bytes": sum(len(text.encode()) for _, text in held)}).encode(),
     }
-    total = sum(map(len, assets.values()))
-    if total > MAX_ASSETS_BYTES:
-        raise RecipeError(f"the packed text is {total:,} bytes, over {MAX_ASSETS_BYTES:,}: bring less text")
-    log.info("packed %d documents into %.1f MB for everyone who joins", len(train), total / 1e6)
-    return assets
+
+
+def _image_files(recipe: Recipe, base: Path) -> dict[str, bytes]:
+    from safetensors.numpy import save
+
+    task = recipe.task
+    images = load_images(task.images, base=base)
+    train, held = hold_out_images(images)
+    names = dict(enumerate(images.names))
+    classes = {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+    if task.checkpoint:
+        config = {**_checkpoint_config(task.checkpoint, base), **classes}
+    else:
+        _, channels, height, width = images.pixels.shape
+        size = height if height == width else [height, width]
+        config = {"num_channels": channels, "image_size": size, **classes, **task.config}
+    return {
+        "config.json": json.dumps(config, sort_keys=True).encode(),
+        "train.safetensors": save({"images": train.pixels, "labels": train.labels}),
+        "heldout.safetensors": save({"images": held.pixels, "labels": held.labels}),
+    }
 
 
 def pretrained_file(source: str, name: str, base: Path) -> bytes:

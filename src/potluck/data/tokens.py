@@ -14,14 +14,17 @@ from potluck.errors import CorruptData, RecipeError
 END = "<|end|>"
 """Ends every document, for tokenizers that are trained here."""
 
+MASK = "<|mask|>"
+"""Stands for a token that is to be told, in those for masked language models."""
+
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 Batch = npt.NDArray[np.int64]
 
 _PIECE = 1 << 20
 
 
-def train_tokenizer(texts: Texts, vocab: int) -> bytes:
-    """A byte-level BPE with at most ``vocab`` tokens, ``END`` among them, as the bytes of a tokenizer.json.
+def train_tokenizer(texts: Texts, vocab: int, special: tuple[str, ...] = (END,)) -> bytes:
+    """A byte-level BPE with at most ``vocab`` tokens, ``special`` ones first, as bytes of a tokenizer.json.
 
     The same texts in the same order give the same bytes, on any number of threads.
     Source: Sennrich et al., arXiv 1508.07909; on bytes as in GPT-2.
@@ -33,7 +36,7 @@ def train_tokenizer(texts: Texts, vocab: int) -> bytes:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=[END],
+        special_tokens=list(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

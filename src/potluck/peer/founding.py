@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from msgspec.structs import replace
 
 from potluck.errors import UsageError
@@ -26,6 +28,10 @@ async def found_run(ledger: Ledger, store: Store, run: str, author: str, foundin
     theta = founding.theta
     genesis = genesis_of(run, founding.recipe, founding.tensors, theta, WIRE, founding.blocks)
     blobs = [write_blob(store, name, raw) for name, raw in sorted(founding.assets.items())]
+    if (frozen := founding.frozen) is not None:
+        if frozen.handed_out:
+            blobs.append(await asyncio.to_thread(frozen.write, store))
+        genesis = replace(genesis, base=await asyncio.to_thread(frozen.digest))
     genesis = replace(genesis, assets=tuple(blobs))
     # The first state is recorded at once: should we die in the next moment, our disk has the run.
     first = first_snapshot(store, genesis, theta)

@@ -8,20 +8,21 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
 
 from potluck import __version__
-from potluck.errors import LedgerUnavailable, PotluckError, Refused
+from potluck.errors import LedgerUnavailable, Refused
 from potluck.hub.client import HubClient
 from potluck.net.tls import TlsTransport
 from potluck.peer.actions import LINGER_S, Actions
 from potluck.peer.archiver import Archiver
 from potluck.peer.course import Course
 from potluck.peer.events import Events, Watcher
+from potluck.peer.files import Files
 from potluck.peer.founding import found_run
 from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
@@ -33,13 +34,12 @@ from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
 from potluck.store.archive import Archive
-from potluck.store.blobs import read_blob
 from potluck.store.journal import NAME, Journal
 from potluck.store.residuals import ResidualsFile, Whose
 from potluck.store.store import Store
 from potluck.wire.invite import Invite
-from potluck.wire.messages import Fetch, Progress, Push, PushContribution, PushPartial, PushResult
-from potluck.wire.records import Blob, Chain, Entry, Genesis, Member, chunk_sizes
+from potluck.wire.messages import Progress, Push, PushContribution, PushPartial, PushResult
+from potluck.wire.records import Chain, Entry, Genesis, Member
 
 log = logging.getLogger("potluck.peer")
 
@@ -397,42 +397,10 @@ class Node:
         self.actions.handover.begin()
         self.announce()
 
-    async def asset(self, blob: Blob) -> bytes:
-        """One of the run's files, from the store or else from peers."""
-        for name, size in zip(blob.chunks, chunk_sizes(blob), strict=True):
-            while not await self.actions.work(self._store.has, name):
-                self.check()
-                await self._fetch_anywhere(name, size, blob.name)
-        return bytes(await self.actions.work(read_blob, self._store, blob))
-
-    async def bring(self, content: Iterable[tuple[str, int]], what: str, patience_s: float) -> bool:
-        """Have content, digests with their bytes, in the store; whether all of it could be had in time."""
-        until = self._now() + patience_s
-        for name, size in content:
-            while not await self.actions.work(self._store.has, name):
-                self.check()
-                if self._now() >= until:
-                    return False
-                await self._fetch_anywhere(name, size, what)
-            until = self._now() + patience_s
-        return True
-
-    async def _fetch_anywhere(self, name: str, size: int, what: str) -> None:
-        others: Sequence[Progress] = [
-            p
-            for p in self.core.swarm.alive(self._now())
-            if p.peer != self.core.me.peer and p.phase != "joining"
-        ]
-        for peer in others:
-            try:
-                reply = await self.links.request(peer, Fetch(name, compressed=True), None, size)
-            except PotluckError as error:
-                log.info("%s of %s not from %s: %s", name[:12], what, peer.name, error)
-                continue
-            if reply.answer.ok and await self.actions.keep(name, reply.body):
-                self.core.catchup.have.add(name)
-                return
-        await asyncio.sleep(0.3 if others else 0.5)
+    @property
+    def files(self) -> Files:
+        """What the run's files are had with."""
+        return Files(self._store, self.links, self.core, self.actions, self.check, self._note)
 
     # -- going -----------------------------------------------------------------------------------
 

@@ -90,6 +90,7 @@ class Part:
 
     def _adopt(self, model: torch.nn.Module, ranks: Ranks | None = None) -> None:
         """Check the model against the run, wait for the run's state, and put it into the model."""
+        from potluck.peer.frozen import Frozen, meet
         from potluck.peer.trainer import Trainer
 
         handover = self._node.actions.handover
@@ -97,6 +98,8 @@ class Part:
         side = Alone(lambda: handover, look) if ranks is None else Speaker(handover, ranks, look)
         trainer = Trainer(model, side.meeting, ranks)
         trainer.check(self._node.genesis.tensors)
+        if ranks is None:
+            self._call(meet(Frozen(model), self._node.genesis, self._node.files), None)
         trainer.at_boundary = self._node.events.tell
         self._trainer, self._side = trainer, side
         self._call(self._node.enlist(), ANSWER_S)

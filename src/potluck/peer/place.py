@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from potluck.identity import Identity
 from potluck.peer.layout import Vector
 from potluck.recipe import Recipe
 from potluck.store.keep import USUAL, Keep
 from potluck.wire.records import TensorSpec
+
+if TYPE_CHECKING:
+    from potluck.peer.frozen import Frozen
+
+BASE = "base.safetensors"
+"""What holds the frozen weights, among a run's files."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Founding:
-    """What the first peer brings: recipe, tensors, initial parameters [n], the run's files by name, and how
-    many blocks its data has, if it is to be leased.
+    """What the first peer brings: recipe, tensors, initial parameters [n], the run's files by name, how many
+    blocks its data has, if it is to be leased, and what of its model is not trained.
     """
 
     recipe: Recipe
@@ -38,3 +45,4 @@ class Founding:
     theta: Vector
     assets: Mapping[str, bytes]
     blocks: int = 0
+    frozen: Frozen | None = None

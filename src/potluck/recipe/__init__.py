@@ -13,6 +13,7 @@ from typing import Any
 
 from potluck.errors import RecipeError
 from potluck.recipe.checks import check_section
+from potluck.recipe.kinds import check_task
 from potluck.recipe.presets import filled
 from potluck.recipe.schedule import Schedule
 from potluck.recipe.text import read_table, toml_lines
@@ -21,20 +22,42 @@ MAX_TOML_BYTES = 100_000
 """Upper bound of a recipe's text: it stands in the run's first ledger record."""
 
 
+ALL_LINEAR = "all-linear"
+"""Targets of adapters: every linear layer but the one that gives tokens out."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters of this ``rank`` on a checkpoint's linear layers, which are all that is trained; 0: none.
+
+    ``targets`` are names of layers with commas between them, or ``"all-linear"``. Their product counts
+    ``alpha`` / ``rank`` times.
+    """
+
+    rank: int = 0
+    alpha: int = 16
+    targets: str = ALL_LINEAR
+
+
 @dataclass(frozen=True)
 class Task:
-    """What is trained, for people who bring no code: ``kind = "causal-lm"``, or ``"custom"`` for own code.
+    """What is trained, for people who bring no loop: ``kind`` is ``"causal-lm"``, ``"masked-lm"`` or
+    ``"image-classification"``; ``"module:function"`` for a task of your own, which runs only where it is
+    allowed; or ``"custom"`` for a loop of your own.
 
     ``config`` is a Hugging Face config (with ``model_type``), ``checkpoint`` a directory or name instead.
     ``tokenizer`` is ``"bpe-N"`` (trained by the host on the text) or a directory or name.
     ``text`` is ``"demo"``, a glob of text files, or ``"datasets:NAME[:COLUMN]"``.
+    ``images`` is ``"digits"``, a safetensors file, or ``"datasets:NAME[:IMAGE[:LABEL]]"``.
     """
 
     kind: str = "custom"
     config: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
+    lora: Lora = field(default_factory=Lora)
     tokenizer: str = "bpe-1024"
     text: str = "demo"
+    images: str = "digits"
     context: int = 128
     batch: int = 8
     seed: int = 0
@@ -219,27 +242,7 @@ class Recipe:
         self.inner.rate.validate(self.end.exists)
         if self.rounds.keeps and self.rounds.overlap == "mix":
             raise RecipeError('rounds.keeps = true needs rounds.overlap = "carry": who mixes does not keep')
-        task = self.task
-        if task.kind != "causal-lm":
-            if self.end.epochs and not self.data.samples:
-                raise RecipeError(
-                    f"end.epochs = {self.end.epochs} needs data.samples: nobody knows else what an epoch is"
-                )
-            return
-        if self.data.samples:
-            raise RecipeError('data.samples is for data of your own: task.kind = "causal-lm" counts its own')
-        if bool(task.config) == bool(task.checkpoint):
-            raise RecipeError(
-                'task.kind = "causal-lm" needs either task.config (a Hugging Face config, to start from '
-                "random weights) or task.checkpoint (to start from trained ones), and not both"
-            )
-        if task.config and not isinstance(task.config.get("model_type"), str):
-            raise RecipeError('task.config needs a model_type, such as "llama" or "gpt2"')
-        if task.checkpoint and task.tokenizer.startswith("bpe-"):
-            raise RecipeError(
-                f'task.tokenizer = "{task.tokenizer}" does not fit task.checkpoint: trained weights need '
-                "the tokenizer that they were trained with; name its directory or repository"
-            )
+        check_task(self)
 
 
 DEMO = Recipe(

@@ -9,8 +9,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from potluck.errors import RecipeError
+from potluck.recipe.kinds import CUSTOM, KINDS, is_own_code
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_TARGETS = re.compile(r"all-linear|[A-Za-z0-9_.]+(, *[A-Za-z0-9_.]+)*")
 _MAX_STRING = 4096
 _MAX_DEPTH = 8
 COUNT = (1 << 53) - 1
@@ -20,6 +22,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "task.context": (2, 1 << 20),
     "task.batch": (1, 65_536),
     "task.seed": (0, COUNT),
+    "task.lora.rank": (0, 4096),
+    "task.lora.alpha": (1, 1 << 20),
     "data.samples": (0, COUNT),
     "data.block": (1, 1 << 20),
     "data.seed": (0, COUNT),
@@ -47,7 +51,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task.kind": ("custom", "causal-lm"),
+    "task.kind": (CUSTOM, *KINDS),
     "inner.kind": ("adamw", "muon"),
     "inner.schedule": SCHEDULES,
     "schedule.kind": SCHEDULES,
@@ -137,6 +141,8 @@ def _check_allowed(value: Any, path: str) -> None:
         low, high = LIMITS[path]
         if not low <= value <= high:
             raise RecipeError(f"{path} = {show(value)} should be from {low:,} to {high:,}")
+    elif path == "task.kind" and is_own_code(value):
+        return
     elif path in CHOICES and value not in CHOICES[path]:
         near = get_close_matches(value, CHOICES[path], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -148,6 +154,14 @@ def _check_allowed(value: Any, path: str) -> None:
     elif path == "task.config":
         _check_value(value, path, 0)
         check_config(value)
+    elif path == "task.lora.targets" and not _TARGETS.fullmatch(value):
+        raise RecipeError(
+            f'{path} = {show(value)} should be "all-linear", or names of layers such as "q_proj, v_proj"'
+        )
+    elif path == "task.images" and not value:
+        raise RecipeError(
+            'task.images = "" should be "digits", a safetensors file, or "datasets:NAME[:IMAGE[:LABEL]]"'
+        )
     elif path == "task.text" and not value:
         raise RecipeError(
             'task.text = "" should be "demo", a glob of text files, or "datasets:NAME[:COLUMN]"'

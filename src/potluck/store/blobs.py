@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 from potluck.errors import CorruptData, StoreError
 from potluck.store.contents import Contents
@@ -26,11 +27,48 @@ def write_blob(store: Contents, name: str, raw: bytes, chunk_bytes: int = CHUNK_
     Raises:
         StoreError: the disk is full or refuses.
     """
-    size = chunk_bytes * max(1, -(-len(raw) // (chunk_bytes * MAX_CHUNKS)))
-    view = memoryview(raw)
-    pieces = [view[start : start + size] for start in range(0, len(raw), size)]
-    some = [store.put_all(pieces[first : first + AT_ONCE]) for first in range(0, len(pieces), AT_ONCE)]
-    return Blob(name, len(raw), size, tuple(itertools.chain.from_iterable(some)))
+    return write_pieces(store, name, len(raw), [raw], chunk_bytes)
+
+
+def write_pieces(
+    store: Contents,
+    name: str,
+    size: int,
+    pieces: Iterable[bytes | memoryview],
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Blob:
+    """As ``write_blob``, of a file of ``size`` bytes that comes in pieces and is never in memory as a whole.
+
+    Raises:
+        StoreError: the disk is full or refuses.
+    """
+    chunk = chunk_bytes * max(1, -(-size // (chunk_bytes * MAX_CHUNKS)))
+    chunks = _chunks(pieces, chunk)
+    names: list[str] = []
+    while some := list(itertools.islice(chunks, AT_ONCE)):
+        names += store.put_all(some)
+    return Blob(name, size, chunk, tuple(names))
+
+
+def _chunks(pieces: Iterable[bytes | memoryview], size: int) -> Iterator[bytes | memoryview]:
+    """What comes in pieces, in chunks of this size; only what spans pieces is copied."""
+    rest = bytearray()
+    for piece in pieces:
+        view = memoryview(piece)
+        if rest:
+            missing_bytes = size - len(rest)
+            rest += view[:missing_bytes]
+            view = view[missing_bytes:]
+            if len(rest) < size:
+                continue
+            yield bytes(rest)
+            rest.clear()
+        whole = len(view) // size * size
+        for start in range(0, whole, size):
+            yield view[start : start + size]
+        rest += view[whole:]
+    if rest:
+        yield bytes(rest)
 
 
 def missing(store: Contents, blob: Blob) -> list[str]:
@@ -52,11 +90,29 @@ def read_blob(store: Contents, blob: Blob) -> bytearray:
         piece = store.get(chunk)
         if piece is None:
             absent.append(chunk)
-        elif len(piece) != size:
-            raise CorruptData(f"chunk {chunk} of {blob.name!r} has {len(piece)} bytes instead of {size}")
         else:
-            raw += piece
+            raw += _checked(blob, chunk, piece, size)
     if absent:
         names = ", ".join(absent[:8]) + (", …" if len(absent) > 8 else "")
         raise StoreError(f"{blob.name!r} lacks {len(absent)} of its chunks, fetch them again: {names}")
     return raw
+
+
+def read_pieces(store: Contents, blob: Blob) -> Iterator[bytes]:
+    """The chunks of a file in order, each verified when it is read.
+
+    Raises:
+        StoreError: one is not here, or the disk refuses.
+        CorruptData: as ``read_blob``.
+    """
+    for chunk, size in zip(blob.chunks, chunk_sizes(blob), strict=True):
+        piece = store.get(chunk)
+        if piece is None:
+            raise StoreError(f"{blob.name!r} lacks the chunk {chunk}: fetch it again")
+        yield _checked(blob, chunk, piece, size)
+
+
+def _checked(blob: Blob, chunk: str, piece: bytes, size: int) -> bytes:
+    if len(piece) != size:
+        raise CorruptData(f"chunk {chunk} of {blob.name!r} has {len(piece)} bytes instead of {size}")
+    return piece

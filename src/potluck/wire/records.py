@@ -101,6 +101,8 @@ class Genesis(Struct, frozen=True, tag=True):
     """The first record: everything that defines the run, by value or by digest.
 
     The data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); with none it is not leased.
+    ``base`` is the digest of what the model has besides its trained tensors, as ``base.safetensors`` holds it
+    (``peer.frozen``); "" where nobody looked.
     """
 
     run: Annotated[str, Meta(max_length=64)]
@@ -112,6 +114,7 @@ class Genesis(Struct, frozen=True, tag=True):
     assets: tuple[Blob, ...] = ()
     blocks: Count = 0
     epochs: Count = 0
+    base: Annotated[str, Meta(pattern="^([0-9a-f]{64})?\\Z")] = ""
 
 
 class Open(Struct, frozen=True, tag=True):
