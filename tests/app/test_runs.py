@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from potluck.app import export as exporting  # noqa: E402
 from potluck.optim.state import state_digest  # noqa: E402
 
 from . import shells as command  # noqa: E402
-from .shells import LEAVE_S, LISTEN, START_S, Shells, end_hubs, summary, write_recipe  # noqa: E402
+from .shells import LEAVE_S, LISTEN, START_S, Shells, end_hubs, events, summary, write_recipe  # noqa: E402
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(170)]
 
@@ -40,6 +43,14 @@ def test_either_may_leave_and_the_other_goes_on(shells: Shells, tmp_path: Path):
     assert seen["waiting"]
     assert any(e["record"] == "commit" and "held by" in e["reason"] for e in seen["events"])
     assert all("address" not in key for p in seen["peers"] for key in p)
+
+    # From elsewhere: peers that were there have kept what the best state follows from.
+    anna.wait("evaluation")
+    options = ("--directory", str(shells.home("elsewhere")), "--listen", LISTEN, "--json")
+    best = command.potluck("export", invite, str(tmp_path / "best"), "--best", *options)
+    assert best.exit_code == 0, best.output
+    said = events(command.potluck("log", invite, "--json"))
+    assert summary(best)["state"] in {e["state"] for e in said if e["event"] == "evaluation"}
 
     bert.signal(signal.SIGINT)
     assert bert.ended() == 130
@@ -91,10 +102,12 @@ def test_a_run_that_reaches_its_end_and_what_is_left_of_it(
     export.wait("note", containing="it is started again")
     written = export.wait("summary")
     assert export.ended() == 0
-    assert written["state"] == ends[anna]["state"]
+    assert (written["state"], written["round"]) == (ends[anna]["state"], 7)
     assert "from transformers import" in written["next"]
     assert "is over" in summary(command.potluck("status", invite, "--json"))["waiting"]
     check_model(model, ends[anna]["state"])
+    check_evaluations(shells.home("anna"), invite, tmp_path)
+    check_replay(model, shells.home("anna"), written)
 
     # A machine that was no part of it has nothing to write from, and says so.
     elsewhere = ["--directory", str(shells.home("elsewhere")), "--listen", LISTEN]
@@ -102,6 +115,46 @@ def test_a_run_that_reaches_its_end_and_what_is_left_of_it(
     lost = command.potluck("export", invite, str(tmp_path / "other"), *elsewhere)
     assert lost.exit_code == 1
     assert "nobody who is there has the state of this run" in lost.stderr
+
+
+def check_evaluations(home: Path, invite: str, place: Path) -> None:
+    """Peers measured the shared state in turn, the last one too; the best is on the disk and comes out."""
+    said = events(command.potluck("log", invite, "--json"))
+    judged = {e["round"]: e["metrics"] for e in said if e["event"] == "evaluation"}
+    assert 7 in judged
+    assert all(list(metrics) == ["loss", "bits per byte"] for metrics in judged.values())
+    assert len(judged) == len([e for e in said if e["event"] == "evaluation"]) >= 3
+    assert said[:-1] == events(command.potluck("log", str(home), "--json"))[:-1]
+    best = said[-1]["best"]
+    assert judged[best]["loss"] == min(metrics["loss"] for metrics in judged.values())
+    result = command.potluck("export", str(home), str(place / "best"), "--best", "--json")
+    assert result.exit_code == 0, result.output
+    assert summary(result)["round"] == best
+    card = (place / "best" / "README.md").read_text("utf-8")
+    assert f"after round {best}, " in card
+    assert "the best one that was evaluated" in card
+    assert f"| {judged[best]['loss']:.5g} |" in card
+
+
+def check_replay(model: Path, home: Path, written: dict[str, Any]) -> None:
+    """The card's command writes the same weights again, and its digests are those of the run."""
+    card = (model / "README.md").read_text("utf-8")
+    assert written["sha256"] in card
+    assert written["state"] in card
+    assert hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest() == written["sha256"]
+    [line] = re.findall(r"^potluck (export .*)$", card, re.M)
+    again = model.with_name("again")
+    words = [{"COPY": str(home), "model": str(again)}.get(word, word) for word in line.split()]
+    result = command.potluck(*words, "--json")
+    assert result.exit_code == 0, result.output
+    assert {k: summary(result)[k] for k in ("sha256", "state")} == {
+        k: written[k] for k in ("sha256", "state")
+    }
+    assert (again / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    verified = summary(command.potluck("verify", str(home), "--json"))
+    assert verified["state"] == written["state"]
+    refused = command.potluck("export", str(home), str(again), "--round", "8")
+    assert "up to round 7, not 8" in refused.stderr
 
 
 def check_model(directory: Path, state: str) -> None:

@@ -67,6 +67,24 @@ def test_a_lost_connection_ends_calls_in_progress_at_once(tmp_path):
     asyncio.run(main())
 
 
+def test_a_cancellation_that_comes_with_the_answer_is_not_lost(tmp_path):
+    async def main():
+        async with running_server(tmp_path) as server, nats_ledger(server) as ledger:
+            answered, gone = ledger._client._request_sub_callback, []
+
+            async def answered_and_cancelled(message):
+                await answered(message)
+                gone.append(append.cancel())
+
+            ledger._client._request_sub_callback = answered_and_cancelled
+            append = asyncio.create_task(ledger.append(Chain().next("ab" * 32, Finish(0, "x")), 0))
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(asyncio.shield(append), DEADLINE_S)
+            assert gone == [True]
+
+    asyncio.run(main())
+
+
 def test_a_new_connection_wakes_who_waits(tmp_path):
     async def main():
         async with running_server(tmp_path) as server, nats_ledger(server) as ledger:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from potluck.errors import LedgerConflict, LedgerUnavailable
+from potluck.hub.engine import end
 from potluck.hub.ledger import Ledger
 from potluck.wire.records import Chain, Finish
 
@@ -53,9 +54,7 @@ async def writing(ledger: Ledger) -> AsyncIterator[Writer]:
         await writer.until(lambda: writer.chain.sequence >= 5)
         yield writer
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end([task])
 
 
 async def whole(ledger: Ledger) -> tuple[Chain, list[bytes]]:

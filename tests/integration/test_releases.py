@@ -27,7 +27,16 @@ GROWN = {
         "Fetch",
         "Answer",
     ),
-    "wire/records.py": ("Open", "Reassign", "Commit", "Grant", "Snapshot", "PartInfo", "Member"),
+    "wire/records.py": (
+        "Open",
+        "Reassign",
+        "Commit",
+        "Grant",
+        "Snapshot",
+        "Evaluation",
+        "PartInfo",
+        "Member",
+    ),
     "wire/result.py": ("Tally",),
 }
 """What has a field more in the next release, that this one does not know."""

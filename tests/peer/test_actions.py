@@ -25,6 +25,7 @@ from potluck.protocol.effects import (
     Apply,
     Combine,
     Drop,
+    Evaluate,
     Fetch,
     Note,
     Reduce,
@@ -40,7 +41,7 @@ from potluck.store.contents import MemoryStore
 from potluck.store.snapshots import load_snapshot
 from potluck.wire.codec import MAX_MESSAGE_BYTES, WIRE, digest
 from potluck.wire.messages import Answer, Progress, PushPartial, PushResult
-from potluck.wire.records import Chain, Commit, Finish, Held, Member, Open, PartInfo, TensorSpec
+from potluck.wire.records import Chain, Commit, Evaluation, Finish, Held, Member, Open, PartInfo, TensorSpec
 from potluck.wire.result import Tally, describe, pack
 
 N = 12
@@ -98,6 +99,7 @@ class Peer:
             chain,
             announce=lambda: None,
             note=self.notes.append,
+            problem=self.notes.append,
             changed=lambda: None,
             spawn=lambda work: self.tasks.append(asyncio.get_running_loop().create_task(work)),
         )
@@ -392,7 +394,7 @@ async def test_a_snapshot_on_its_way_to_the_disk_keeps_nobody_waiting(made: Peer
     made.actions.start(Drop(frozenset([old])))
     store.go_on.set()
     await asyncio.gather(*made.tasks)
-    [(_, snapshot)] = made.core._written.values()
+    [(_, snapshot)] = made.core.keeping.written.values()
     assert (snapshot.round, snapshot.state) == (0, before)
     files = {blob.name: read_blob(store, blob) for blob in snapshot.files}
     theta, momentum = load_snapshot(GENESIS.tensors, files)
@@ -424,3 +426,58 @@ def test_a_record_that_is_too_large_stops_nobody(size: int) -> None:
         assert any(note.startswith("append not taken: ") for note in notes), notes
 
     test()
+
+
+# -- evaluations -------------------------------------------------------------------------------------
+
+
+class Measured:
+    """In place of an evaluator: figures, or why there are none."""
+
+    every, rises = 2, False
+
+    def __init__(self, figures: tuple[tuple[str, float], ...] = ()) -> None:
+        self.figures = figures
+
+    async def evaluate(self, theta: Any) -> tuple[tuple[tuple[str, float], ...], float]:
+        from potluck.peer.evaluator import EvaluationFailed
+
+        if not self.figures:
+            raise EvaluationFailed("no data")
+        assert (theta == values(0)).all()
+        return self.figures, 1.5
+
+
+@peer(0)
+async def test_a_measured_state_is_offered_to_the_ledger_with_its_digest(made: Peer) -> None:
+    await made.actions.evaluates(Measured((("loss", 2.5),)))  # type: ignore[arg-type]
+    assert made.core.announcement(Progress(peer="", session=""), 0.0).evaluates
+    made.core.evaluating.round = 0
+    await made.carry_out(Evaluate(0))
+    body = made.core.evaluating.verdict(made.core.view).body
+    assert isinstance(body, Evaluation)
+    assert (body.round, body.state, body.metrics) == (0, GENESIS.state, (("loss", 2.5),))
+    assert body.reason.endswith(" in 1.5 s")
+    assert made.core.evaluating.round == -1
+
+
+@peer(0)
+async def test_what_can_not_be_measured_is_told_and_left_to_others(made: Peer) -> None:
+    await made.actions.evaluates(Measured())  # type: ignore[arg-type]
+    made.core.evaluating.round = 0
+    await made.carry_out(Evaluate(0))
+    assert made.notes == ["round 0 is left to others to evaluate: no data"]
+    assert not made.core.evaluating.busy
+
+
+@peer(0)
+async def test_who_leaves_waits_only_for_what_it_is_at_or_nobody_is(made: Peer) -> None:
+    """At the end of a run: not for others that are at it, nor if nothing is due."""
+    await made.actions.evaluates(Measured((("loss", 2.5),)))  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        await made.actions.evaluated()
+        made.core.view.open, made.core.view.finished = None, Finish(0, "enough")
+        assert made.core.evaluating.awaited(made.core.view)
+        at_it = Progress(peer=MEMBERS[1].peer, session="s", beat=1, evaluates=True, evaluating=0)
+        made.core.swarm.hear(at_it, asyncio.get_running_loop().time())
+        await made.actions.evaluated()

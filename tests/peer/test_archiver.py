@@ -258,3 +258,13 @@ def test_without_fsspec_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(archives.importlib, "import_module", absent)
     with pytest.raises(UsageError, match=r"pip install 'potluck\[archive\]'"):
         Archive("file:///tmp", "run")
+
+
+def test_the_best_evaluated_state_is_archived_too(tmp_path: Path, url: str) -> None:
+    machine = Machine(tmp_path / "peer", url, rounds=9, losses={3: 1.0, 7: 2.0})
+    with closing(machine.journal):
+        machine.follow()
+        machine.archived()
+    found = survey(ArchiveCopy(url))
+    assert found.stretches() == [(2, 3), (8, 9)]
+    assert [each.round for each in Replay(open_copy(url), found, 2).rounds(3)] == [3]

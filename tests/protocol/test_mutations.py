@@ -27,6 +27,7 @@ from potluck.protocol.effects import Effect, Revoked, SendContribution
 from potluck.protocol.errand import Errand
 from potluck.protocol.exchange import Exchange, Part
 from potluck.protocol.leases import Leases
+from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Decision
 from potluck.protocol.swarm import Swarm
 from potluck.testing import world
@@ -249,16 +250,16 @@ def decides_deaf(patch: Patch) -> None:
 
 def dropped_too_early(patch: Patch) -> None:
     """With a new snapshot the parts of the commits since go too."""
-    drop = PeerCore._drop
+    drop = Retention.drop
 
-    def broken(self: PeerCore) -> Any:
-        parts, self._retention._parts = self._retention._parts, {}
+    def broken(self: Retention, have: set[str], keep: set[str]) -> Any:
+        parts, self._parts = self._parts, {}
         try:
-            return drop(self)
+            return drop(self, have, keep)
         finally:
-            self._retention._parts = parts
+            self._parts = parts
 
-    patch.setattr(PeerCore, "_drop", broken)
+    patch.setattr(Retention, "drop", broken)
 
 
 def reducer_not_replaced(patch: Patch) -> None:

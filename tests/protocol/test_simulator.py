@@ -41,7 +41,7 @@ CALM = replace(QUIET, calm_s=1.0)
 
 def world(seed: int) -> World:
     """The world of a seed: two to six peers, either outer optimizer, any of three codecs, half in fragments,
-    some that mix, half rougher.
+    some that mix, a third with evaluations, half rougher.
     """
     some = World(
         peers=2 + seed % 5,
@@ -52,6 +52,7 @@ def world(seed: int) -> World:
         thin=0.3 if seed % 7 < 4 else 0.0,
         blocks=300,
         epochs=2 if seed % 5 == 0 else 0,
+        evaluate=2 if seed % 3 == 1 else 0,
         duration_s=40.0,
         calm_s=30.0,
     )

@@ -18,6 +18,7 @@ from potluck.wire.messages import (
 from potluck.wire.records import (
     Blob,
     Commit,
+    Evaluation,
     Finish,
     Genesis,
     Grant,
@@ -49,6 +50,7 @@ BODIES: list[Any] = [
     Commit(3, 1, (SHORT,), 100, 2.5, "all held", (), ((0, 60.5), (1, 40.0), (4, 8.0))),
     Grant((TWO,), ((ONE, 40),), "it wants some"),
     Snapshot(3, A, (BLOB,), "two wrote it"),
+    Evaluation(3, A, (("loss", 2.5), ("bits per byte", 1.25)), "held-out text", rises=True),
     Finish(9, "enough"),
     Move(2, b"signature", "three hubs"),
 ]
@@ -86,6 +88,8 @@ PROGRESS = Progress(
     leased=40,
     wants=10,
     waiting=True,
+    evaluates=True,
+    evaluating=2,
     attempt=1,
     abstains=True,
     held=(INFO.held, Held(2, A, 900)),

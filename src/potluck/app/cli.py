@@ -81,6 +81,10 @@ class Machine:
     keep_snapshots: Annotated[
         int, typer.Option(min=2, help="How many recorded snapshots stay on this disk, and all rounds since.")
     ] = 2
+    keep_best: Annotated[
+        bool,
+        typer.Option(help="What the best evaluated state follows from stays on this disk as well."),
+    ] = True
     archive: Annotated[
         str,
         typer.Option(metavar="URL", help="Copy snapshots and journal there too: any URL that fsspec writes."),
@@ -131,6 +135,28 @@ Source = Annotated[
         metavar="DIR", help="A peer's directory, or the data directory it is in.", show_default=False
     ),
 ]
+
+
+AnySource = Annotated[
+    str,
+    typer.Argument(
+        metavar="INVITE|DIR", help="An invite; or as for verify, or an archive's URL.", show_default=False
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Which:
+    """Options: which of a run's states, and what of it."""
+
+    best: Annotated[bool, typer.Option("--best", help="The best evaluated state, not the last one.")] = False
+    after: Annotated[
+        int | None,
+        typer.Option("--round", min=0, metavar="N", show_default=False, help="The state after a round."),
+    ] = None
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Of a run with task.lora: the whole model, not its adapters.")
+    ] = False
 
 
 COMMON = {
@@ -224,7 +250,7 @@ def _part(home: Path, name: str, machine: Machine, *, trains: bool, nats: Any = 
     from potluck.app.work import Part
     from potluck.store.keep import Keep
 
-    keep = Keep(machine.keep_snapshots, machine.archive)
+    keep = Keep(machine.keep_snapshots, machine.archive, machine.keep_best)
     return Part(home, name, machine.listen, machine.threads, trains, keep, nats, machine.allow_code)
 
 
@@ -343,22 +369,35 @@ def status(out: Output, invite: InviteText) -> None:
 
 
 @command
+def log(
+    out: Output,
+    source: AnySource,
+    last: Annotated[int, typer.Option("-n", min=0, metavar="N", help="The last N events only (0: all).")] = 0,
+) -> None:
+    """What happened in a run, an event a line, as its ledger has it."""
+    from potluck.app.log import show_log
+
+    show_log(out, source, last)
+
+
+@command
 def export(
     out: Output,
-    invite: InviteText,
+    source: AnySource,
     to: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="Made by this.", show_default=False)],
-    merged: Annotated[
-        bool, typer.Option("--merged", help="Of a run with task.lora: the whole model, not its adapters.")
-    ] = False,
+    which: Which = Which(),
+    push: Annotated[
+        str, typer.Option(metavar="REPO", help="Put it into this repository on the Hugging Face Hub too.")
+    ] = "",
     directory: Home = None,
     listen: Listen = EVERYWHERE,
     allow_code: AllowCode = "",
 ) -> None:
-    """Write the run's model into a directory that transformers reads."""
-    from potluck.app.export import Wanted
-    from potluck.app.export import export as write
+    """Write the run's model, with a model card, into a directory that transformers reads."""
+    from potluck.app.export import Wanted, export_model
 
-    write(out, invite, Wanted(to, merged, allow_code), _home(directory), listen)
+    wanted = Wanted(source, to, which.best, which.after, push, which.merged, allow_code)
+    export_model(out, wanted, _home(directory), listen)
 
 
 @command

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 from potluck.app.output import Output, count
+from potluck.errors import UsageError
 from potluck.peer.replay import Replay, Round, check_content, oldest_start, survey
 from potluck.peer.resume import open_copy
 from potluck.peer.revive import fork
+from potluck.store.copies import Copy
+
+
+def copy_at(source: str) -> Copy:
+    """The copy of a run that is named where an invite could be as well.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        return open_copy(source)
+    except UsageError as error:
+        raise UsageError(f"that is no invite (potluck:…) and no copy of a run: {error}") from error
 
 
 def verify_disk(out: Output, source: str) -> None:
@@ -22,6 +37,7 @@ def verify_disk(out: Output, source: str) -> None:
     copy = open_copy(source)
     found = survey(copy)
     start = oldest_start(copy, found)
+    stretches = found.stretches()
     run = found.genesis.run
     out.say(
         "copy",
@@ -41,9 +57,14 @@ def verify_disk(out: Output, source: str) -> None:
             "note", f"{len(lacking_files)} pieces of the run's files are not here: not enough to train from"
         )
     replayed, state = 0, found.whole[start].state
-    for each in Replay(copy, found, start).rounds():
-        _tell(out, each)
-        replayed, state = replayed + 1, each.state
+    for (_, best), (later, _) in pairwise(stretches):
+        between = f"rounds {best + 1} to {later} are kept no more: they lie between the best evaluated state"
+        out.say("note", f"{between}, or one that was, and the snapshot of round {later}")
+    for first, last in stretches:
+        state = found.whole[first].state
+        for each in Replay(copy, found, first).rounds(last):
+            _tell(out, each)
+            replayed, state = replayed + 1, each.state
     files = check_content(copy)
     out.summary(
         f"{count(replayed, 'round')} replayed, {count(files, 'file')} compared with their digests: all is as "

@@ -1,20 +1,30 @@
-"""``potluck export``: the run's model as a directory that transformers reads."""
+"""``potluck export``: a state of the run as a directory that transformers reads, with a model card."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from potluck.app.card import CARD, Facts, card, file_digest
+from potluck.app.disk import copy_at
 from potluck.app.hub import with_hub
 from potluck.app.output import Output, figure
 from potluck.app.work import quiet_libraries
-from potluck.errors import EnvironmentProblem, UsageError
+from potluck.errors import CorruptData, EnvironmentProblem, StoreError, UsageError
+from potluck.peer.place import BASE
+from potluck.peer.replay import Survey, state_after, survey
+from potluck.peer.state import PeerState
+from potluck.protocol.history import History
+from potluck.recipe import Recipe
 from potluck.run import Run
 from potluck.start import join
-from potluck.wire.invite import Invite
+from potluck.store.blobs import read_blob
+from potluck.store.copies import Copy, DiskCopy
+from potluck.wire.invite import Invite, is_invite
 
 ALONE_S = 10.0
 """How long a run without anybody who has its state is waited for, in seconds."""
@@ -22,73 +32,103 @@ ALONE_S = 10.0
 LOOK_S = 0.2
 """How often the state is looked for, in seconds."""
 
+WEIGHTS = "model.safetensors"
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is written, and where: the model, or its adapters unless they are ``merged`` into it; by own code
-    only if that is allowed here.
-    """
+    """What the command line asks for: options of ``potluck export``, by their names."""
 
-    directory: Path
+    source: str
+    to: Path
+    best: bool = False
+    after: int | None = None
+    push: str = ""
     merged: bool = False
     allow_code: str = ""
 
 
-def export(out: Output, invite: str, wanted: Wanted, home: Path, listen: str) -> None:
-    """Follow the run to its head, and write its model.
+def export_model(out: Output, wanted: Wanted, home: Path, listen: str) -> None:
+    """Replay a copy of the run up to a state, and write its model; with an invite, follow the run first.
 
     Raises:
-        UsageError: the run is one of own code, the directory holds other files, or nothing is to be merged.
-        EnvironmentProblem: nobody who is there has the run's state.
+        UsageError: the run is one of own code, the directory holds other files, or there is no such state.
+        EnvironmentProblem: nobody who is there has the state.
+        CorruptData, StoreError: what it follows from is damaged or missing.
         PotluckError: as ``potluck.join``.
     """
-    parsed = Invite.parse(invite)
-    out.status(f"asking the hub of run {parsed.run} to let this machine in")
+    if wanted.best and wanted.after is not None:
+        raise UsageError("the best state is that of a round of its own: give --best or --round, not both")
+    if wanted.push:
+        from potluck.app.push import token_for
 
-    def reach() -> Run:
-        return join(invite, name="export", directory=home, listen=listen, trains=False)
-
-    run = with_hub(out, parsed, home, listen, reach)
-    with run:
-        if run.recipe.task.kind == "custom":
-            raise UsageError(
-                "this run trains its host's own code, so only that code can make its model: join in Python "
-                "with potluck.join(invite, model, trains=False) and save the model there"
-            )
-        from potluck.tasks import permit, task
-
-        permit(run.recipe, wanted.allow_code)
-        lora = run.recipe.task.lora.rank > 0
-        if wanted.merged and not lora:
-            raise UsageError(
-                "this run trains the whole model, so there is nothing to merge: leave --merged out"
-            )
-        _wait_for_state(out, run)
-        quiet_libraries()
-        work = task(run.recipe, run.task_files(), wanted.allow_code)
-        model = work.model()
-        run.adopt(model)
-    # Leaving has put the shared state into the model.
-    out.status("writing the model")
-    work.export(model, wanted.directory, merged=wanted.merged)
-    what = "the adapters" if lora and not wanted.merged else "the model"
+        token_for(wanted.push)  # before anything takes long
+    copy, at = _copied(out, wanted, home, listen)
+    found = survey(copy)
+    recipe = Recipe.from_toml(found.genesis.recipe)
+    _check(recipe, wanted)
+    round_ = _round(found, wanted, at)
+    out.status(f"replaying up to round {round_}")
+    state = state_after(copy, found, round_)
+    _check_judged(found, state)
+    facts = _write(out, copy, found, state, wanted)
+    pushed = _push(out, wanted)
     out.summary(
-        f"{what} of round {run.round} (loss {figure(run.view.loss, 3)}), in {wanted.directory}",
-        *_next(run, invite, wanted),
+        f"{_what(recipe, wanted)} of round {round_} (loss {figure(_loss(facts, round_), 3)}), in {wanted.to}"
+        + pushed,
+        _next(recipe, wanted),
         code=0,
-        run=parsed.run,
-        round=run.round,
-        state=run.state.state,
-        directory=str(wanted.directory),
+        run=found.genesis.run,
+        round=round_,
+        state=facts.state,
+        sha256=facts.sha256,
+        directory=str(wanted.to),
+        **({"pushed": wanted.push} if wanted.push else {}),
     )
 
 
-def _next(run: Run, invite: str, wanted: Wanted) -> list[tuple[str, str]]:
+def _copied(out: Output, wanted: Wanted, home: Path, listen: str) -> tuple[Copy, int | None]:
+    """A copy of the run; and with an invite the round up to which it was followed, or the best one then."""
+    if not is_invite(wanted.source):
+        return copy_at(wanted.source), None
+    parsed = Invite.parse(wanted.source)
+    out.status(f"asking the hub of run {parsed.run} to let this machine in")
+
+    def reach() -> Run:
+        return join(wanted.source, name="export", directory=home, listen=listen, trains=False)
+
+    with with_hub(out, parsed, home, listen, reach) as run:
+        _check(run.recipe, wanted)
+        _wait_for_state(out, run)
+        run.task_files()
+        if wanted.merged:
+            run.bring_base()
+        best = run.bring_best(ALONE_S) if wanted.best else None
+    return DiskCopy(run.directory), run.round if best is None else best
+
+
+def _check(recipe: Recipe, wanted: Wanted) -> None:
+    from potluck.tasks import permit
+
+    if recipe.task.kind == "custom":
+        raise UsageError(
+            "this run trains its host's own code, so only that code can make its model: join in Python "
+            "with potluck.join(invite, model, trains=False) and save the model there"
+        )
+    permit(recipe, wanted.allow_code)
+    if wanted.merged and not recipe.task.lora.rank:
+        raise UsageError("this run trains the whole model, so there is nothing to merge: leave --merged out")
+
+
+def _what(recipe: Recipe, wanted: Wanted) -> str:
+    return "the adapters" if recipe.task.lora.rank and not wanted.merged else "the model"
+
+
+def _next(recipe: Recipe, wanted: Wanted) -> tuple[str, str] | None:
     """What can be done with an export, and by which command."""
-    task = run.recipe.task
-    if task.lora.rank and not wanted.merged:
-        return [("write the whole model", f"potluck export {invite} {wanted.directory} --merged")]
-    return [("let it write", generate(wanted.directory))] if task.kind == "causal-lm" else []
+    if recipe.task.lora.rank and not wanted.merged:
+        return "write the whole model", f"potluck export {wanted.source} {wanted.to} --merged"
+    return ("let it write", generate(wanted.to)) if recipe.task.kind == "causal-lm" else None
 
 
 def _wait_for_state(out: Output, run: Run) -> None:
@@ -105,6 +145,81 @@ def _wait_for_state(out: Output, run: Run) -> None:
             )
         out.status(doing)
         time.sleep(LOOK_S)
+
+
+def _round(found: Survey, wanted: Wanted, at: int | None) -> int:
+    """Of which round the state is wanted."""
+    if wanted.after is not None:
+        return wanted.after
+    if wanted.best:
+        best = found.view.evaluations.best
+        if best is None:
+            raise UsageError("no state of this run is evaluated yet: take the last one, without --best")
+        return best.round if at is None else at
+    head = found.view.round if at is None else at
+    starts = [found.reach(start) for start in found.whole if start <= head]
+    return min(head, max(starts, default=head))
+
+
+def _check_judged(found: Survey, state: PeerState) -> None:
+    """That the evaluation of a state is of that state."""
+    assert state.plane is not None
+    judged, plane = found.view.evaluations.of.get(state.plane.round), state.plane
+    if judged is not None and plane.digest != judged.state:
+        raise CorruptData(
+            f"the state after round {judged.round} is {plane.digest[:12]} when replayed, and its evaluation "
+            f"is of {judged.state[:12]}: whoever measured it had another state; take another one with --round"
+        )
+
+
+def _write(out: Output, copy: Copy, found: Survey, state: PeerState, wanted: Wanted) -> Facts:
+    """The model, its tokenizer and its card; returns what the card says."""
+    quiet_libraries()
+    from potluck.peer.frozen import Frozen, take
+    from potluck.peer.handover import Handover
+    from potluck.peer.trainer import Trainer
+    from potluck.tasks import task
+
+    assert state.plane is not None
+    recipe, to = Recipe.from_toml(found.genesis.recipe), wanted.to
+    assets = {b.name: bytes(read_blob(copy, b)) for b in found.genesis.assets if b.name != BASE}
+    work = task(recipe, assets, wanted.allow_code)
+    model = work.model()
+    if wanted.merged:
+        take(Frozen(model), found.genesis, copy)
+    Trainer(model, Handover(lambda *_: None)).write(state.plane.theta)
+    out.status("writing the model")
+    work.export(model, to, merged=wanted.merged)
+    history = History()
+    for entry, _ in copy.records():
+        for _ in history.follow(entry):
+            pass
+    files = sorted(to.glob("*.safetensors"))
+    facts = Facts(recipe, history, state.plane.round, state.plane.digest, file_digest(files))
+    try:
+        draft = to / f".{CARD}"
+        draft.write_text(card(facts), "utf-8")
+        os.replace(draft, to / CARD)
+    except OSError as error:
+        raise StoreError(f"the model card can't be written to {to}: {error}") from error
+    return facts
+
+
+def _loss(facts: Facts, round_: int) -> float | None:
+    """The loss that is told with a state: of its evaluation, or of training at the head."""
+    judged = next((e for e in facts.history.evaluations if e.round == round_), None)
+    if judged is not None and not judged.rises:
+        return judged.metrics[0][1]
+    return facts.history.view.loss if round_ == facts.history.view.round else None
+
+
+def _push(out: Output, wanted: Wanted) -> str:
+    if not wanted.push:
+        return ""
+    from potluck.app.push import push
+
+    out.status(f"putting it into {wanted.push}")
+    return f", and at {push(wanted.to, wanted.push)}"
 
 
 def generate(directory: Path) -> str:

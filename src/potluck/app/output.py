@@ -15,12 +15,16 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 TEXT_STYLES = {
+    "again": "yellow",
+    "came": "green",
     "error": "bold red",
     "invite": "bold",
     "note": "yellow",
     "peer-came": "green",
     "peer-gone": "yellow",
+    "skipped": "yellow",
     "summary": "bold",
+    "went": "yellow",
 }
 
 

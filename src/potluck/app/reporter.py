@@ -11,6 +11,7 @@ from typing import Self
 
 from potluck.app.output import Output, count, figure
 from potluck.errors import PotluckError
+from potluck.protocol.evaluations import told
 from potluck.run import Run
 from potluck.wire.messages import Progress
 from potluck.wire.records import Commit
@@ -19,7 +20,8 @@ TICK_S = 0.5
 """How often the live line is renewed, in seconds."""
 
 ROUTINE = re.compile(
-    r"round \d+ (opened|committed)|snapshot of round|caught up|run over|archived up to|append not taken"
+    r"round \d+ (opened|committed|evaluated)|snapshot of round|caught up|run over|archived up to|"
+    "append not taken"
 )
 """What the core notes at every round; the line of the round says it shorter."""
 
@@ -35,6 +37,7 @@ class Reporter:
         self._notes: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._run: Run | None = None
         self._round: int | None = None
+        self._evaluated: set[int] = set()
         self._here: dict[str, str] = {}
         self._trainers, self._speed = 0, 0.0
         self._thread = threading.Thread(target=self._tell, name="potluck-reporter", daemon=True)
@@ -61,6 +64,7 @@ class Reporter:
         assert self._run is not None
         self._here = {p.peer: p.name or p.peer[:8] for p in self._run.peers}
         self._round = self._run.round
+        self._evaluated = set(self._run.view.evaluations.of)
 
     def end(self) -> None:
         """Stop telling. Safe to call twice."""
@@ -107,6 +111,25 @@ class Reporter:
                 later = sum(c.tokens for c in commits[index + 1 :] if c is not None)
                 self._committed(run, commit, tokens - later)
         self._round = head
+        self._evaluations(run)
+
+    def _evaluations(self, run: Run) -> None:
+        """Those that have come, and whether one is the best so far."""
+        found = run.view.evaluations
+        for round_, body in sorted(found.of.copy().items()):
+            if round_ not in self._evaluated:
+                best = found.best is body
+                more = ", the best so far" if best else ""
+                self._out.say(
+                    "evaluation",
+                    f"round {round_}  evaluated {body.reason}: {told(body)}{more}",
+                    round=round_,
+                    metrics=dict(body.metrics),
+                    best=best,
+                    state=body.state,
+                    reason=body.reason,
+                )
+        self._evaluated = set(found.of)
 
     def _committed(self, run: Run, commit: Commit, tokens: int) -> None:
         self._look(run.peers)

@@ -17,13 +17,14 @@ from potluck.app.output import Output, count, figure, printable
 from potluck.errors import LedgerUnavailable, Unreachable
 from potluck.hub.client import HubClient
 from potluck.identity import Identity
+from potluck.protocol.evaluations import told
 from potluck.protocol.leases import count as blocks
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.view import RunView
 from potluck.recipe import Recipe
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress
-from potluck.wire.records import Chain, Entry, Genesis, Grant
+from potluck.wire.records import Chain, Entry, Evaluation, Genesis, Grant
 
 LISTEN_S = 1.5
 """How long peers are listened to, in seconds; each says something once a second."""
@@ -140,12 +141,19 @@ def _facts(run: str, look: Look) -> dict[str, Any]:
         "end": {"tokens": recipe.end.tokens, "rounds": recipe.end.rounds, "epochs": recipe.end.epochs},
         "data": _data(view),
         "loss": view.loss,
+        "evaluated": _evaluated(view.evaluations.of.get(view.evaluations.last)),
+        "best": _evaluated(view.evaluations.best),
         "tokens_per_s": round(sum(p.tokens_per_s for p in look.peers), 1),
         "rounds_reopened": view.reopened,
         "over": view.finished.reason if view.finished is not None else None,
         "peers": [_peer(p, look.now - look.heard[p.peer]) for p in look.peers],
         "events": list(look.events),
     }
+
+
+def _evaluated(body: Evaluation | None) -> dict[str, Any] | None:
+    """What an evaluation says."""
+    return {"round": body.round, "metrics": dict(body.metrics)} if body is not None else None
 
 
 def _data(view: RunView) -> dict[str, Any] | None:
@@ -189,6 +197,10 @@ def _screen(run: str, look: Look) -> Group:
     head.append(f"   {facts['tokens_per_s']:,.0f} tokens/s   {count(len(look.peers), 'peer')}\n")
     if data := facts["data"]:
         head.append(f"data {data['epochs']:.2f} epochs in the model, each block once\n")
+    best, last = view.evaluations.best, view.evaluations.last
+    if best is not None:
+        head.append(f"round {last} evaluated: {told(view.evaluations.of[last])}")
+        head.append("\n" if best.round == last else f"   best: round {best.round}, {told(best)}\n")
     head.append(f"{printable(look.waiting)}\n", style="cyan")
     return Group(head, _table(look), _events(look))
 

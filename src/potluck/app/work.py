@@ -195,7 +195,8 @@ def _work(out: Output, run: Run, part: Part, joined: Callable[[], None]) -> None
     work = task(run.recipe, run.task_files(), part.allow_code)
     model = work.model()
     run.adopt(model)
-    optimizer = run.optimizer(work.optimizer(model, lambda: run.done))
+    run.evaluate(lambda measured: dict(zip(("loss", work.measure), work.evaluate(measured), strict=True)))
+    optimizer = run.optimizer(work.optimizer(model, lambda: run.done, lambda: run.tokens))
     if part.threads:
         # After the run's own hook, which gives each peer of a machine its share of the cores.
         optimizer.register_step_post_hook(lambda *_: torch.set_num_threads(part.threads))

@@ -21,7 +21,7 @@ from potluck.errors import LedgerUnavailable, PotluckError
 from potluck.hub.behind import Behind, Here, Target
 from potluck.hub.book import Book
 from potluck.hub.move import Mover, is_move, signed_move, until_moved
-from potluck.hub.nats_ledger import ANSWER_S, NatsLedger, create_stream, stream_name
+from potluck.hub.nats_ledger import ANSWER_S, NatsLedger, ask, create_stream, stream_name
 from potluck.hub.routes import Routes
 from potluck.hub.seats import SEATS, Seat
 from potluck.hub.server import HUB, SYSTEM, Cluster, NatsServer
@@ -337,7 +337,7 @@ async def is_whole(client: Client) -> bool:
     """
     try:
         subject = f"$SYS.REQ.SERVER.{client._server_info['server_id']}.HEALTHZ"
-        reply = await client.request(subject, b"{}", timeout=ELECTION_S)
+        reply = await ask(client, subject, b"{}", ELECTION_S)
         return bool(json.loads(reply.data)["data"]["status"] == "ok")
     except (TimeoutError, ValueError, KeyError, TypeError):
         return False
@@ -366,7 +366,7 @@ async def stream_info(client: Client, run: str, patience_s: float = ANSWER_S) ->
         LedgerUnavailable: nobody answers.
     """
     try:
-        reply = await client.request(f"$JS.API.STREAM.INFO.{stream_name(run)}", b"", timeout=patience_s)
+        reply = await ask(client, f"$JS.API.STREAM.INFO.{stream_name(run)}", b"", patience_s)
         info: dict[str, Any] = json.loads(reply.data)
     except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
         raise LedgerUnavailable(f"nats-server does not say how the ledger is: {error!r}") from error

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import nats.errors
 from nats.aio.client import Client
@@ -104,6 +104,21 @@ def stream_settings(run: str) -> dict[str, Any]:
     }
 
 
+async def ask(
+    client: Client, subject: str, body: bytes, patience_s: float | None, headers: dict[str, str] | None = None
+) -> Msg:
+    """One request and its answer. A cancellation is never lost here, as it may be where the NATS client
+    keeps the time itself: before Python 3.12, ``asyncio.wait_for`` drops one that comes with the answer.
+
+    Raises:
+        TimeoutError: no answer within so many seconds.
+        nats.errors.Error: the connection is closed, or nobody answers there.
+    """
+    async with asyncio.timeout(patience_s):
+        # None is allowed, though the client's own annotation does not say so.
+        return await client.request(subject, body, timeout=cast("float", None), headers=headers)
+
+
 async def create_stream(client: Client, run: str, replicas: int = 1, patience_s: float = ANSWER_S) -> None:
     """Make the run's ledger, or find it as it is; each record is kept by so many servers.
 
@@ -113,7 +128,7 @@ async def create_stream(client: Client, run: str, replicas: int = 1, patience_s:
     settings = stream_settings(run) | {"num_replicas": replicas}
     subject = f"$JS.API.STREAM.CREATE.{stream_name(run)}"
     try:
-        reply = await client.request(subject, json.dumps(settings).encode(), timeout=patience_s)
+        reply = await ask(client, subject, json.dumps(settings).encode(), patience_s)
     except (TimeoutError, OSError, nats.errors.Error) as error:
         raise LedgerUnavailable(f"nats-server does not make the ledger: {error or 'no answer'}") from error
     if problem := _answer(reply).get("error"):
@@ -160,9 +175,7 @@ class NatsLedger(Ledger):
         headers = {EXPECTED_LAST: str(after), EXPECTED_STREAM: self._stream}
         patience_s = APPEND_S + len(raw) / SLOWEST
         async with self._asking(patience_s) as (client, _):
-            reply = await client.request(
-                ledger_subject(self._run), raw, timeout=2 * ANSWER_S, headers=headers
-            )
+            reply = await ask(client, ledger_subject(self._run), raw, None, headers)
         answer = _answer(reply)
         if problem := answer.get("error"):
             if isinstance(problem, dict) and problem.get("err_code") == _WRONG_LAST_SEQUENCE:

@@ -17,7 +17,7 @@ from potluck.hub.behind import Behind, Target
 from potluck.hub.book import Book
 from potluck.hub.engine import end
 from potluck.hub.gated import Gated
-from potluck.hub.nats_ledger import read_subject, stream_name, stream_settings
+from potluck.hub.nats_ledger import ask, read_subject, stream_name, stream_settings
 from potluck.hub.seats import SEATS
 from potluck.hub.site import Nats, connect
 from potluck.hub.tell import FLUSH_S, tell_on, tell_once
@@ -190,7 +190,7 @@ def _compare(config: dict[str, Any], wanted: dict[str, Any], run: str) -> None:
 async def _ask(client: Client, run: str, what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     subject = f"$JS.API.STREAM.{what}.{stream_name(run)}"
     try:
-        reply = await client.request(subject, json.dumps(body or {}).encode(), timeout=ASK_S)
+        reply = await ask(client, subject, json.dumps(body or {}).encode(), ASK_S)
         answer: dict[str, Any] = json.loads(reply.data)
     except nats.errors.NoRespondersError as error:
         raise EnvironmentProblem(_no_jetstream("nobody answers there")) from error

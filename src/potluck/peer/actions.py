@@ -12,7 +12,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from potluck.errors import (
     CorruptData,
@@ -37,6 +37,7 @@ from potluck.protocol.effects import (
     Cut,
     Drop,
     Effect,
+    Evaluate,
     Fetch,
     Included,
     Leased,
@@ -52,13 +53,21 @@ from potluck.protocol.effects import (
 from potluck.wire.codec import digest
 from potluck.wire.messages import Answer, Push, PushContribution, PushPartial, PushResult, Request
 from potluck.wire.messages import Fetch as FetchRequest
-from potluck.wire.records import Chain, Held, Member, PartInfo
+from potluck.wire.records import Chain, Evaluation, Held, Member, PartInfo
 from potluck.wire.result import describe
+
+if TYPE_CHECKING:
+    from potluck.peer.evaluator import Evaluator
 
 T = TypeVar("T")
 
 AILING_S = 1.0
 """Pause after the disk refused, before the same is tried again, in seconds."""
+
+LINGER_S = 10.0
+EVALUATE_S = 60.0
+"""How long a peer stays after the run's end for those who lack its last parts, or until it has evaluated the
+last state, in seconds."""
 
 ASIDE = 4
 """Threads beside the worker: most of their time they wait for the disk."""
@@ -70,6 +79,7 @@ class Actions:
     Args:
         announce: publish what changed.
         note: words for the log and whoever watches.
+        problem: the same for what is amiss.
         changed: an event went into the core, let it decide.
         spawn: run a coroutine as a task that the node owns.
     """
@@ -84,6 +94,7 @@ class Actions:
         *,
         announce: Callable[[], None],
         note: Callable[[str], None],
+        problem: Callable[[str], None],
         changed: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
@@ -91,8 +102,11 @@ class Actions:
         self.handover = Handover(self._taken_in_thread, state.fragments)
         self.sync: Callable[[], str] = str
         """Makes the ledger as followed so far durable, from any thread; returns what went wrong, in words."""
+        self.evaluator: Evaluator | None = None
+        """Measures shared states, if the trainer said how."""
         self._links, self._ledger, self._chain = links, ledger, chain
         self._announce, self._note, self._changed, self._spawn = announce, note, changed, spawn
+        self._problem = problem
         self._loop = asyncio.get_running_loop()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="potluck-vectors")
         self._aside = ThreadPoolExecutor(ASIDE, thread_name_prefix="potluck-store")
@@ -120,7 +134,7 @@ class Actions:
             case Announce():
                 self._announce()
             case Note():
-                self._note(effect.text)
+                (self._problem if effect.problem else self._note)(effect.text)
             case Cut():
                 self._ask_for_cut(effect)
             case Leased():
@@ -148,6 +162,8 @@ class Actions:
                 self._spawn(self._change_state(effect))
             case WriteSnapshot():
                 self._spawn(self._write_snapshot(effect))
+            case Evaluate():
+                self._spawn(self._evaluate(effect))
             case Drop():
                 self._spawn(self._drop(effect))
 
@@ -186,7 +202,7 @@ class Actions:
         member = (request.round, request.attempt, request.index)
         done = await self.work(self.state.cut, *member, local, weight, blocks)
         if not done:
-            self._note(
+            self._problem(
                 f"round {request.round}: the model here has become NaN or infinite: nothing is contributed, "
                 "and training goes on from the shared state; lower the learning rate if it happens again"
             )
@@ -273,7 +289,7 @@ class Actions:
             try:
                 tally = await self.work(describe, reply.body)
             except CorruptData as error:
-                self._note(str(error))
+                self._problem(str(error))
         self.core.fetched(effect.digest, ok, self._now(), tally)
         self._changed()
         if tally is not None:
@@ -282,7 +298,7 @@ class Actions:
     async def keep(self, name: str, body: bytes) -> bool:
         """Store content that came from elsewhere, if it is what its digest says and the disk takes it."""
         if await self._beside(digest, body) != name:
-            self._note(f"content {name[:12]} came damaged: fetching it elsewhere")
+            self._problem(f"content {name[:12]} came damaged: fetching it elsewhere")
             return False
         return await self._put(name, body)
 
@@ -298,7 +314,7 @@ class Actions:
         try:
             return await writing
         except StoreError as error:
-            self._note(f"{error}; trying again")
+            self._problem(f"{error}; trying again")
             await asyncio.sleep(AILING_S)
             return None
 
@@ -387,7 +403,7 @@ class Actions:
         except Missing as missing:
             self.core.missing(missing.digests)
         except CorruptData as error:
-            self._note(str(error))
+            self._problem(str(error))
             if isinstance(effect, LoadSnapshot):
                 self.core.catchup.spoilt(effect.snapshot.round)
             else:
@@ -423,9 +439,43 @@ class Actions:
                 self.core.snapshot_written(snapshot)
         self._changed()
 
+    async def evaluates(self, evaluator: Evaluator) -> None:
+        """From now on this peer takes its turn in measuring shared states."""
+        self.evaluator, self.core.evaluating.every = evaluator, evaluator.every
+        self._announce()
+
+    async def evaluated(self) -> None:
+        """Stay until the state that the run ended with is evaluated; only who is at it stays for long."""
+        began, core = self._now(), self.core
+        while core.evaluating.busy or core.evaluating.awaited(core.view):
+            others = any(p.evaluating >= 0 for p in core.swarm.alive(self._now()) if p.peer != core.me.peer)
+            waits_s = 0.0 if others and not core.evaluating.busy else LINGER_S
+            stays_s = EVALUATE_S if core.evaluating.round >= 0 else waits_s
+            if self._now() - began >= stays_s:
+                return
+            await asyncio.sleep(0.1)
+
+    async def _evaluate(self, effect: Evaluate) -> None:
+        from potluck.peer.evaluator import EvaluationFailed
+
+        assert self.evaluator is not None, "only who can evaluate is asked to"
+        result = None
+        try:
+            round_, state, theta = await self.work(self.state.standing)
+            metrics, took_s = await self.evaluator.evaluate(theta)
+            said = f"by {self._name()} in {took_s:.1f} s"
+            result = Evaluation(round_, state, metrics, said, self.evaluator.rises)
+        except EvaluationFailed as error:
+            self._problem(f"round {effect.round} is left to others to evaluate: {error}")
+        self.core.evaluating.done(result)
+        self._announce()
+
+    def _name(self) -> str:
+        return self.core.swarm.name(self.core.me)
+
     async def _synced(self) -> None:
         if problem := await self._beside(self.sync):
-            self._note(problem)
+            self._problem(problem)
 
     async def _drop(self, effect: Drop) -> None:
         await self._synced()  # the records by which it is not needed any more come first

@@ -83,6 +83,7 @@ class Archiver:
             wanted += [info.digest for info in view.commits[round_].parts]
         if not core.catchup.have.issuperset(wanted):
             return None
+        wanted += core.keeping.best & core.catchup.have
         return Load(snapshot.round, tuple(dict.fromkeys(wanted)), view.sequence)
 
     async def _in_thread(self, load: Load) -> str:

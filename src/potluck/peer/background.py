@@ -69,14 +69,14 @@ class Background:
             self._thread.join(JOIN_S)
         else:
             last.close()
-        if not self._loop.is_running() and not self._loop.is_closed():
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+        # Here, as the thread that ends us may have a loop of its own running (a notebook has).
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
 
 
 async def _wind_up(last: Coroutine[Any, Any, None]) -> None:

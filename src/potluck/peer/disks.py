@@ -28,6 +28,14 @@ def find_disk(directory: Path) -> Path:
         UsageError: there is none, or there are several runs.
         CorruptData, StoreError: journals have to be compared, and one can't be read.
     """
+    try:
+        return _found(directory)
+    except OSError as error:
+        where = f"{directory!s:.200}"
+        raise UsageError(f"{where} can't be looked into for a copy of a run: {error.strerror}") from error
+
+
+def _found(directory: Path) -> Path:
     if (directory / NAME).is_file():
         return directory
     runs: defaultdict[Path, list[Path]] = defaultdict(list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from potluck.errors import PotluckError
@@ -59,6 +59,19 @@ class Files:
                         self.note(f"nobody who is there has {blob.name} whole: waiting for a peer that has")
 
         await asyncio.gather(*map(lane, range(LANES)))
+
+    async def bring(self, content: Iterable[tuple[str, int]], what: str, patience_s: float) -> bool:
+        """Have content, digests with their bytes, in the store; whether all of it could be had in time."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience_s
+        for name, size in content:
+            while not await self.actions.work(self.store.has, name):
+                self.check()
+                if loop.time() >= until:
+                    return False
+                await self._fetch_anywhere(name, size, what, 0)
+            until = loop.time() + patience_s
+        return True
 
     async def _fetch_anywhere(self, name: str, size: int, what: str, first: int) -> bool:
         """Ask everybody who may have a chunk once, each lane another peer first; whether it is here now."""

@@ -136,10 +136,24 @@ async def meet(ours: Frozen, genesis: Genesis, files: Files) -> None:
         size = f"{offered.size / 1e6:,.1f} MB"
         files.note(f"the frozen weights of this model are not the run's: taking those ({size}) from peers")
         await files.fetch(offered)
-        await asyncio.to_thread(ours.fill, read_pieces(files.store, offered))
-        if await asyncio.to_thread(ours.digest) != genesis.base:
-            raise CorruptData(f"{BASE} of the run is not what its genesis says: its host made it wrongly")
+        await asyncio.to_thread(take, ours, genesis, files.store)
         files.note("the frozen weights of this model are the run's now")
+
+
+def take(ours: Frozen, genesis: Genesis, contents: Contents) -> None:
+    """Put the run's frozen weights into a model, from where they are kept.
+
+    Raises:
+        ModelMismatch: the run does not hand them out.
+        CorruptData: they are not what its genesis says.
+        StoreError: they are not there.
+    """
+    offered = next((blob for blob in genesis.assets if blob.name == BASE), None)
+    if offered is None:
+        raise ModelMismatch("the run does not hand out its frozen weights: load them from their checkpoint")
+    ours.fill(read_pieces(contents, offered))
+    if ours.digest() != genesis.base:
+        raise CorruptData(f"{BASE} of the run is not what its genesis says: its host made it wrongly")
 
 
 async def _compare(ours: Frozen, offered: Blob, files: Files) -> None:

@@ -15,27 +15,28 @@ import numpy as np
 from msgspec.structs import replace
 
 from potluck import __version__
-from potluck.errors import LedgerUnavailable, Refused, UsageError
+from potluck.errors import LedgerUnavailable, Refused
 from potluck.hub.client import HubClient
 from potluck.net.tls import TlsTransport
-from potluck.peer.actions import Actions
+from potluck.peer.actions import LINGER_S, Actions
 from potluck.peer.archiver import Archiver
+from potluck.peer.course import Course
+from potluck.peer.events import Events, Watcher
 from potluck.peer.files import Files
+from potluck.peer.founding import found_run
 from potluck.peer.keeper import Keeper
 from potluck.peer.links import Desk, Links
 from potluck.peer.machine import machine_id, share_of_cores
 from potluck.peer.place import Founding, Place
 from potluck.peer.residuals import found, kept
-from potluck.peer.state import PeerState, first_snapshot, genesis_of
+from potluck.peer.state import PeerState
 from potluck.protocol.core import PeerCore
 from potluck.protocol.steward import Rules
 from potluck.recipe import Recipe
 from potluck.store.archive import Archive
-from potluck.store.blobs import write_blob
 from potluck.store.journal import NAME, Journal
 from potluck.store.residuals import ResidualsFile, Whose
 from potluck.store.store import Store
-from potluck.wire.codec import WIRE
 from potluck.wire.invite import Invite
 from potluck.wire.messages import Progress, Push, PushContribution, PushPartial, PushResult
 from potluck.wire.records import Chain, Entry, Genesis, Member
@@ -51,9 +52,6 @@ BEAT_S = 1.0
 
 LEAVE_S = 3.0
 """How long a leaving peer stays for the round in flight, in seconds."""
-
-LINGER_S = 10.0
-"""How long a peer stays after the run's end for those who lack its last parts, in seconds."""
 
 GENESIS_S = 120.0
 """How long a joiner waits for a run that has not begun, in seconds."""
@@ -82,6 +80,8 @@ class Node:
         self._core_built = self._leaves_well = False
         self._archiver: Archiver | None = None
         self.hub_reason = "connected to the hub"
+        self.events = Events()
+        self.watcher: Watcher
 
     # -- coming ----------------------------------------------------------------------------------
 
@@ -110,13 +110,14 @@ class Node:
         )
         self._store = Store(place.directory / "store")
         journal = await asyncio.to_thread(Journal, place.directory / NAME)
-        self._keeper = Keeper(journal, self.hub.ledger, self._note)
+        self._keeper = Keeper(journal, self.hub.ledger, self._problem)
         await self._keeper.meet()
         if place.keep.archive:
             archive = await asyncio.to_thread(Archive, place.keep.archive, self._invite.run)
             self._archiver = Archiver(archive, journal, self._store, self._note)
         if founding is not None:
-            await self._found(founding)
+            run, peer = self._invite.run, place.identity.peer
+            await found_run(self.hub.ledger, self._store, run, peer, founding)
         first = await self._genesis()
         await self._build(first)
         self.core.followed(first, self._now())
@@ -138,27 +139,6 @@ class Node:
             self._spawn(work)
         if self._archiver is not None:
             self._spawn(self._archiver.run(self.core))
-
-    async def _found(self, founding: Founding) -> None:
-        """Write the genesis, unless the run has one (a host that starts again on its own hub)."""
-        if await self.hub.ledger.read(1, 1):
-            raise UsageError("this hub's run has begun already: join it with its invite instead of hosting")
-        theta = founding.theta
-        recipe, blocks = founding.recipe, founding.blocks
-        genesis = genesis_of(self._invite.run, recipe, founding.tensors, theta, WIRE, blocks)
-        blobs = [write_blob(self._store, name, raw) for name, raw in sorted(founding.assets.items())]
-        if (frozen := founding.frozen) is not None:
-            if frozen.handed_out:
-                blobs.append(await asyncio.to_thread(frozen.write, self._store))
-            genesis = replace(genesis, base=await asyncio.to_thread(frozen.digest))
-        genesis = replace(genesis, assets=tuple(blobs))
-        # The first state is recorded at once: should we die in the next moment, our disk has the run.
-        first = first_snapshot(self._store, genesis, theta)
-        chain = Chain()
-        for body in (genesis, first):
-            raw = chain.next(self._place.identity.peer, body)
-            await self.hub.ledger.append(raw, chain.sequence)
-            chain.follow(chain.sequence + 1, raw)
 
     async def _genesis(self) -> Entry:
         deadline = self._now() + GENESIS_S
@@ -212,6 +192,7 @@ class Node:
             have=have,
             snapshot_every=rounds.snapshot_every,
             keep_snapshots=self._place.keep.snapshots,
+            keep_best=self._place.keep.best,
         )
         self.links = Links(self._transport, self._invite.run, self.session)
         self.actions = Actions(
@@ -222,6 +203,7 @@ class Node:
             self._chain,
             announce=self.announce,
             note=self._note,
+            problem=self._problem,
             changed=self._wake.set,
             spawn=self._spawn,
         )
@@ -237,6 +219,9 @@ class Node:
             coming=self._coming,
         )
         self.desk.down = self.links.down
+        data, handover = body.blocks * body.epochs, self.actions.handover
+        course = Course(self.recipe, data or None, lambda: handover.work.tokens)
+        self.watcher = Watcher(self.core, self.events, course)
         self._core_built = True
 
     async def _begin(self, founding: Founding) -> None:
@@ -274,6 +259,7 @@ class Node:
             if self.core.over and self.actions.handover.over is None:
                 assert self.core.view.finished is not None
                 self.actions.handover.over = self.core.view.finished.reason
+            self.watcher.look(self._now())
             pause_s = self.core.deadline(self._now()) - self._now()
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: until Python 3.12 it swallows a cancellation that meets the event.
@@ -331,7 +317,10 @@ class Node:
 
     def _hub_changed(self, connected: bool, reason: str) -> None:
         self.hub_reason = reason
-        self._note(f"hub: {reason}" + ("" if connected else "; training goes on, rounds wait"))
+        if not connected:
+            self._problem(f"hub: {reason}; training goes on, rounds wait")
+        else:
+            self._note(f"hub: {reason}")
         if connected and self._core_built:
             self.announce()
 
@@ -354,6 +343,12 @@ class Node:
         log.info("%s", text)
         if self._watch is not None:
             self._watch(text)
+
+    def _problem(self, text: str) -> None:
+        """Something is amiss: whoever watches hears of it, and whoever asked for problems."""
+        self._note(text)
+        if self._core_built:
+            self.watcher.problem(text)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -416,6 +411,8 @@ class Node:
             self.actions.withdraw()
             self.announce()
             over = self.core.over
+            if over:
+                await self.actions.evaluated()
             deadline = self._now() + (LINGER_S if over else LEAVE_S)
             while self._now() < deadline and not (  # noqa: ASYNC110 – what ends it has many sources
                 self._last_to_go() if over else self.core.may_leave
@@ -434,6 +431,8 @@ class Node:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
+        if self._core_built and self.actions.evaluator is not None:
+            await asyncio.to_thread(self.actions.evaluator.close)
         await asyncio.gather(*tasks, return_exceptions=True)
         leaves_well, self._leaves_well = self._leaves_well, False
         if leaves_well:  # when nothing that is sent or reduced here can change it any more

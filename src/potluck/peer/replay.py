@@ -10,7 +10,7 @@ from potluck.peer.state import Missing, PeerState
 from potluck.protocol.view import RunView
 from potluck.recipe import Recipe
 from potluck.store.copies import Copy
-from potluck.wire.records import Commit, Entry, Genesis, Open, Snapshot
+from potluck.wire.records import Commit, Entry, Evaluation, Genesis, Open, Snapshot
 
 NAMED = 4
 """Digests that a message names of a longer list."""
@@ -21,13 +21,15 @@ class Survey:
     """What a copy holds: the run as its journal tells it, and the recorded snapshots that are here whole.
 
     ``partly`` counts, by round, the chunks lacking of snapshots of which others are here. ``lacking`` names,
-    by round, the parts that are not here of rounds since the oldest whole snapshot.
+    by round, the parts that are not here of rounds since the oldest whole snapshot. ``bests`` are the rounds
+    whose states were at some time the best evaluated ones.
     """
 
     view: RunView = field(default_factory=RunView)
     whole: dict[int, Snapshot] = field(default_factory=dict)
     partly: dict[int, int] = field(default_factory=dict)
     lacking: dict[int, list[str]] = field(default_factory=dict)
+    bests: set[int] = field(default_factory=set)
 
     @property
     def genesis(self) -> Genesis:
@@ -38,6 +40,22 @@ class Survey:
     def reach(self, start: int) -> int:
         """The last round whose state follows from the snapshot of round ``start`` and the parts here."""
         return min((r for r in self.lacking if r > start), default=self.view.round + 1) - 1
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """What is to be here without a gap: from the round of a snapshot, up to a round. The last one ends at
+        the head. Before it there are others where what the best state follows from was kept, and not what is
+        between.
+        """
+        start, found = min(self.whole), []
+        needed = min((r for r in self.whole if r in self.view.snapshots), default=start)
+        while (reach := self.reach(start)) < self.view.round:
+            best = max((r for r in self.bests if start <= r <= reach), default=None)
+            later = min((r for r in self.whole if r > reach), default=None)
+            if best is None or later is None or later > needed:
+                break
+            found.append((start, best))
+            start = later
+        return [*found, (start, self.view.round)]
 
 
 def survey(copy: Copy) -> Survey:
@@ -69,6 +87,8 @@ def _look(copy: Copy, found: Survey, entry: Entry) -> None:
         floor = min(found.whole, default=min(found.view.snapshots))
         found.lacking = {r: names for r, names in found.lacking.items() if r > floor}
         found.partly = {r: count for r, count in found.partly.items() if r >= floor}
+    elif isinstance(body, Evaluation) and found.view.evaluations.best is body:
+        found.bests.add(body.round)
     elif isinstance(body, Commit) and (lost := copy.lacking(info.digest for info in body.parts)):
         found.lacking[body.round] = lost[:NAMED]
 
@@ -143,7 +163,9 @@ class Replay:
             ) from missing
         assert self.state.plane is not None
         state = self._states[commit.round] = self.state.plane.digest
-        return Round(commit.round, state, len(commit.parts), commit.tokens)
+        judged = self._found.view.evaluations.of.get(commit.round)
+        named = ["its evaluation"] if judged is not None and judged.state == state else []
+        return Round(commit.round, state, len(commit.parts), commit.tokens, named)
 
     def _snapshot(self, body: Snapshot) -> None:
         self._compare(body.round, body.state, f"the snapshot of round {body.round}")

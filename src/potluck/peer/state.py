@@ -135,6 +135,11 @@ class PeerState:
         assert self.plane is not None, "there is a state to go back to"
         return self.plane.theta.copy()
 
+    def standing(self) -> tuple[int, str, Vector]:
+        """The round of the state, its digest, and the shared parameters [n], a copy."""
+        assert self.plane is not None, "there is a state to measure"
+        return self.plane.round, self.plane.digest, self.plane.theta.copy()
+
     def contribution_sizes(self, round_: int, part: int) -> range | None:
         """How many bytes an encoded part may have in a round; None if there is no such part."""
         return self._sizes(round_, part, self._codec)

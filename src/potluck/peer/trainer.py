@@ -6,7 +6,8 @@ The user's loop, model and optimizer stay theirs: an optimizer's ``step`` is whe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,29 @@ class Trainer:
         self._threads = 0
         self._hooks: list[Any] = []
         self._spare = Spare()
+        self.at_boundary: Callable[[], None] = lambda: None
+        """Called at the end of each boundary."""
+
+    def __deepcopy__(self, memo: object) -> Trainer:
+        """Who copies the model copies our hooks with it: they stay those of one trainer."""
+        return self
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What is trained."""
+        return self._model
+
+    def copied(self) -> Trainer:
+        """A trainer of a copy of the model, in evaluation mode and joined to nothing.
+
+        Raises:
+            UsageError: it can't be copied.
+        """
+        try:
+            model = copy.deepcopy(self._model)
+        except Exception as error:
+            raise UsageError(f"the model can't be copied, so it can't be evaluated: {error}") from error
+        return Trainer(model.eval(), Handover(lambda *_: None))
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -117,6 +141,7 @@ class Trainer:
     def meet(self) -> None:
         """A boundary: take new shared states in, and meet a request for a cut."""
         self._handover.exchange(lambda request: self.read(request.stretches), self._take)
+        self.at_boundary()
 
     def blocks(self) -> Iterator[int]:
         """Positions of the data leased to this peer, for ever; while there are none it waits, and goes on
@@ -136,16 +161,20 @@ class Trainer:
     # -- hooks -----------------------------------------------------------------------------------
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module.training:
+        if module is self._model and module.training:
             self._seen += _tokens((*args, *kwargs.values()))
 
     def _note_loss(self, module: torch.nn.Module, args: object, output: Any) -> None:
         loss = getattr(output, "loss", None)
-        if module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
+        if module is self._model and module.training and isinstance(loss, torch.Tensor) and loss.numel() == 1:
             self._loss = loss.detach()
 
     def _boundary(self, optimizer: object, args: object, kwargs: object) -> None:
-        """Between two inner steps."""
+        """Between two inner steps; none was taken if a ``GradScaler`` found an infinite gradient. (It calls a
+        fused optimizer's ``step`` all the same; any other's it does not.)
+        """
+        if float(getattr(optimizer, "found_inf", 0.0)):
+            return
         tokens = self._step_tokens if self._step_tokens is not None else self._seen or 1
         loss = float(self._loss) if self._loss is not None else None
         self._seen, self._loss = 0.0, None

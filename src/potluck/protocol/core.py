@@ -14,27 +14,29 @@ from potluck.protocol.catchup import NO_STATE, Catchup, chunks
 from potluck.protocol.effects import (
     Announce,
     Append,
-    Drop,
     Effect,
+    Evaluate,
     Included,
     Leased,
     Note,
     Revoked,
     WriteSnapshot,
 )
+from potluck.protocol.evaluating import Evaluating
+from potluck.protocol.evaluations import told
 from potluck.protocol.exchange import Exchange
+from potluck.protocol.keeping import Keeping
 from potluck.protocol.leases import count
 from potluck.protocol.leasing import Granted, lease_out
-from potluck.protocol.retention import Retention
 from potluck.protocol.steward import Rules, Times, agree_on_snapshot, decide, place_for, subject
 from potluck.protocol.swarm import Swarm
 from potluck.protocol.turn import LINE, Turn
 from potluck.protocol.view import KEEP_SNAPSHOTS, RunView
-from potluck.protocol.written import Written
 from potluck.wire.messages import Answer, Phase, Progress, Push, PushContribution, PushPartial, PushResult
 from potluck.wire.records import (
     Commit,
     Entry,
+    Evaluation,
     Finish,
     Grant,
     Held,
@@ -43,7 +45,6 @@ from potluck.wire.records import (
     PartInfo,
     Reassign,
     Snapshot,
-    manifest,
 )
 from potluck.wire.result import Tally
 
@@ -65,6 +66,7 @@ class PeerCore:
         have: digests of content already in its store.
         snapshot_every: rounds between snapshots.
         keep_snapshots: how many recorded snapshots stay on this peer's disk, at least those of the view.
+        keep_best: whether what the best evaluated state follows from stays there as well.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PeerCore:
         have: set[str],
         snapshot_every: int,
         keep_snapshots: int = KEEP_SNAPSHOTS,
+        keep_best: bool = True,
     ) -> None:
         self.me = me
         self.view = RunView()
@@ -89,9 +92,8 @@ class PeerCore:
         self._rules = rules
         self.trains = trains
         self._every = snapshot_every
-        self._retention = Retention(keep_snapshots)
-        self._written = Written()
-        self._sweep = False
+        self.keeping = Keeping(self.catchup.have, keep_snapshots, keep_best)
+        self.evaluating = Evaluating(me.peer)
         self._parts_from = 0
         self._beat = 0
         self._said = -math.inf, 1.0
@@ -111,7 +113,7 @@ class PeerCore:
             self._turn.followed()  # of what all skip the next is no better: ours must not come at once
         body = entry.record.body
         if skipped:
-            self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}")
+            self._note(f"ledger record {entry.sequence} ({type(body).__name__}) is skipped: {skipped}", True)
             return
         if isinstance(body, Open):
             self._opened(body, now)
@@ -123,7 +125,7 @@ class PeerCore:
             self._note(f"round {body.round}: {body.reason}")
         elif isinstance(body, Commit):
             self._spread_on(body, now)
-            self._retention.committed(body)
+            self.keeping.retention.committed(body)
             self._times = Times(now, now)
             if self.me in self.view.moved:
                 self._queue.append(Included(count(self.view.moved[self.me])))
@@ -132,6 +134,8 @@ class PeerCore:
             self._granted(body, now)
         elif isinstance(body, Snapshot):
             self._recorded(body)
+        elif isinstance(body, Evaluation):
+            self._evaluated(body)
         elif isinstance(body, Finish):
             self.exchange = None
             self._note(f"run over: {body.reason}")
@@ -142,15 +146,17 @@ class PeerCore:
         self._note(f"round {body.round} opened: {body.reason}")
         self.exchange, self._spreading = Exchange(self.view.open, self.me, now), None
         self._patient_until = 0.0
-        self._retention.at_head |= self.exchange.index is not None
+        self.keeping.retention.at_head |= self.exchange.index is not None
+        self.keeping.judged(self.view.evaluations.grounds)
         at_base = self.catchup.round == body.round - 1
         if at_base and self.catchup.state != body.base:
             self._note(
                 f"state after round {body.round - 1} is {self.catchup.state[:12]} here and {body.base[:12]} "
-                "elsewhere: taking the state from the others again"
+                "elsewhere: taking the state from the others again",
+                True,
             )
             self.catchup.drifted()
-            self._written.only(self.view.snapshots)
+            self.keeping.written.only(self.view.snapshots)
         if self.exchange.index is not None and self.catchup.round != body.round - 1:
             self.exchange.cut_done(0)
         self._say()
@@ -167,9 +173,8 @@ class PeerCore:
         self._grants = Granted(now, {**self._grants.to, **dict.fromkeys(self.view.moved, now)})
         if self.me in body.released:
             self._queue.append(Revoked())
-            self._note(
-                "taken for gone: our data went to others, and what we trained since the last commit with it"
-            )
+            what = "our data went to others, and what we trained since the last commit with it"
+            self._note(f"taken for gone: {what}", True)
         if self.me in self.view.moved:
             self._queue.append(Leased(tuple(self.view.moved[self.me])))
             self._say()
@@ -177,21 +182,19 @@ class PeerCore:
             self._note(f"data: {body.reason}")
 
     def _recorded(self, body: Snapshot) -> None:
-        oldest = min(self.view.snapshots)
-        self._parts_from = max(self._parts_from, oldest + 1)
-        self._written.only([r for r in self._written if r >= oldest])
-        self._retention.recorded(body, self.catchup.have)
-        self._sweep = True
+        self._parts_from = max(self._parts_from, min(self.view.snapshots) + 1)
+        self.keeping.recorded(body, min(self.view.snapshots))
         self._note(f"snapshot of round {body.round} recorded: {body.reason}")
 
-    def _drop(self) -> Drop:
-        """What nobody will ask for any more, now that a newer snapshot is recorded."""
-        keep = self._written.content()
-        if self.exchange is not None:
-            keep |= self.exchange.known.keys()
-        if self.view.genesis is not None:
-            keep |= {d for d, _ in chunks(self.view.genesis.assets)}
-        return Drop(self._retention.drop(self.catchup.have, keep))
+    def _evaluated(self, body: Evaluation) -> None:
+        self.evaluating.followed(body)
+        self.keeping.judged(self.view.evaluations.grounds)
+        self._note(f"round {body.round} evaluated: {told(body)}; {body.reason}")
+
+    def _needed(self) -> set[str]:
+        """Content that is needed besides snapshots and the parts of rounds."""
+        files = self.view.genesis.assets if self.view.genesis is not None else ()
+        return {*(self.exchange.known if self.exchange is not None else ()), *(d for d, _ in chunks(files))}
 
     def appended(self, ok: bool, reason: str) -> None:
         """An append was answered. Either way the next record to follow tells what became of it."""
@@ -223,10 +226,12 @@ class PeerCore:
             phase=self.phase,
             round=self.catchup.round,
             state=self.catchup.state,
+            evaluates=self.evaluating.every > 0,
+            evaluating=self.evaluating.round,
             attempt=exchange.attempt if exchange else 0,
             abstains=exchange is not None and exchange.weight == 0,
             held=self._held(),
-            snapshots=self._snapshots_held(),
+            snapshots=self.keeping.manifests(self.view.snapshots),
             parts_from=self._parts_from,
             fetching=self.catchup.fetching,
             eta_s=self.catchup.eta_s(now),
@@ -285,21 +290,12 @@ class PeerCore:
         owes = self._spreading is not None and self._spreading.owes
         return (self.exchange is None or self.exchange.index is None) and not owes
 
-    def _snapshots_held(self) -> dict[int, str]:
-        own = {r: digest for r, (digest, _) in self._written.items()}
-        return own | {r: manifest(s) for r, s in self.view.snapshots.items() if self._has_snapshot(r)}
-
-    def _has_snapshot(self, round_: int) -> bool:
-        snapshot = self.view.snapshots.get(round_)
-        return snapshot is not None and all(d in self.catchup.have for d, _ in chunks(snapshot.files))
-
     # -- the exchange ----------------------------------------------------------------------------
 
     def cut_done(self, round_: int, attempt: int, weight: float) -> None:
         """The trainer's progress is encoded; weight 0 means that there is nothing to give."""
         if self._in(round_, attempt):
-            assert self.exchange is not None
-            self.exchange.cut_done(weight)
+            self._exchange().cut_done(weight)
 
     def contributed(self, push: PushContribution, member: Member) -> Answer:
         """A contribution is here."""
@@ -332,7 +328,7 @@ class PeerCore:
         if self._in(round_, attempt):
             self._exchange().partial_sent(part, lead, to, answer, now)
             if not answer.ok and not answer.retry:
-                self._note(f"round {round_} part {part}: the group's mean was refused: {answer.reason}")
+                self._note(f"round {round_} part {part}: the group's mean was refused: {answer.reason}", True)
 
     def _routed(self, push: PushContribution | PushPartial) -> Answer | None:
         """The answer to a contribution that is not for the exchange we are in."""
@@ -359,9 +355,10 @@ class PeerCore:
             self._refused(round_, part, refused)
 
     def _refused(self, round_: int, part: int, refused: tuple[int, ...]) -> None:
+        where = f"round {round_} part {part}"
         for index in refused:
             name = self.swarm.name(self._exchange().members[index])
-            self._note(f"round {round_} part {part}: contribution of {name} refused, it can't be decoded")
+            self._note(f"{where}: contribution of {name} refused, it can't be decoded", True)
 
     def result(self, round_: int, attempt: int, info: PartInfo, now: float) -> None:
         """A result was pushed to us, verified and stored."""
@@ -384,7 +381,7 @@ class PeerCore:
             exchange.sent(part, to, digest, answer.ok, answer.retry, now)
         if self._in(round_, attempt) and not answer.ok and not answer.retry:
             name = (self.swarm.last(to) or Progress(peer=to, session="")).name or to[:8]
-            self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}")
+            self._note(f"round {round_} part {part}: {name} refused it: {answer.reason}", True)
 
     def fetches_result(self, digest: str) -> bool:
         """Whether content is being fetched as a result of the open round."""
@@ -417,7 +414,7 @@ class PeerCore:
         self.catchup.applied(round_, state)
         if loaded:
             self._parts_from = round_ + 1
-        elif round_ % self._every == 0 and not self._has_snapshot(round_):
+        elif round_ % self._every == 0 and not self.keeping.has(round_, self.view.snapshots):
             # Also one that others have recorded already: this disk alone must do to bring the run back.
             self._queue.append(WriteSnapshot(round_))
         self._say()
@@ -425,12 +422,11 @@ class PeerCore:
     def missing(self, digests: tuple[str, ...]) -> None:
         """Content that was thought to be here is not, or is damaged."""
         self.catchup.missing(digests)
-        self._note(f"{len(digests)} pieces of content are damaged or gone here: fetching them again")
+        self._note(f"{len(digests)} pieces of content are damaged or gone here: fetching them again", True)
 
     def snapshot_written(self, snapshot: Snapshot) -> None:
         """A snapshot of our state is in our store."""
-        self._sweep |= self._written.add(snapshot, self.view.snapshots)
-        self.catchup.have.update(d for d, _ in chunks(snapshot.files))
+        self.keeping.wrote(snapshot, self.view.snapshots)
         self._say()
 
     # -- deciding --------------------------------------------------------------------------------
@@ -443,15 +439,18 @@ class PeerCore:
             self._caught_up = True
             self._note(f"caught up with round {self.catchup.round}")
             self._say(vital=True)
-        if self._sweep and self.catchup.round == self.view.round:
-            self._sweep = False
-            self._queue.append(self._drop())
+        if self.catchup.round == self.view.round and (drop := self.keeping.sweep(self._needed)) is not None:
+            self._queue.append(drop)
         if self.exchange is not None:
             rank, follows = self._rank(now), self.catchup.round == self.exchange.round - 1
             effects += self.exchange.poll(self.swarm, now, rank is not None and rank <= LINE, follows)
         elif self._spreading is not None:
             effects += self._spreading.spread(self.swarm, now)
         effects += self._govern(now)
+        at, may = (self.catchup.round, self.catchup.state), not self.leaving or self.over
+        if may and self.evaluating.begins(self.view, self.swarm, *at, now):
+            effects.append(Evaluate(self.catchup.round))
+            self._say(vital=True)
         queued, self._queue = self._queue, []
         if self._news_of == _VITAL or (self._news_of and self.swarm.every_s(now) == 1):
             queued.append(Announce())
@@ -479,13 +478,15 @@ class PeerCore:
         known = self.exchange.known if self.exchange is not None else {}
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now, known),
-            agree_on_snapshot(self.view, self.swarm, self._written, now),
+            agree_on_snapshot(self.view, self.swarm, self.keeping.written, now),
             lease_out(self.view, self.swarm, self._grants, now),
+            self.evaluating.verdict(self.view),
         ]
         self.reason = choices[0].reason
         decision = next((c for c in choices if c.body is not None), None)
         key = subject(decision, self.view) if decision is not None else None
         place = place_for(decision, self.view, self.swarm, self.me.peer, rank, now)
+        place = 0 if key is not None and key[0] == "Evaluation" else place  # nobody else can append ours
         if not self._turn.comes(key, place, now) or decision is None or decision.body is None:
             return []
         return [Append(decision.body)]
@@ -495,5 +496,5 @@ class PeerCore:
         members = self.view.open.members if self.view.open is not None else ()
         return self.swarm.place(self.me.peer, members, now)
 
-    def _note(self, text: str) -> None:
-        self._queue.append(Note(text))
+    def _note(self, text: str, problem: bool = False) -> None:
+        self._queue.append(Note(text, problem))

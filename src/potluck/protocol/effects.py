@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from potluck.protocol.leases import Span
 from potluck.wire.records import Body, Commit, Snapshot
@@ -110,6 +110,13 @@ class WriteSnapshot:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the state as it is, after this round, beside all else. → ``evaluating.done``."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Drop:
     """Content that nobody will ask for any more."""
 
@@ -142,9 +149,10 @@ class Announce:
 
 @dataclass(frozen=True)
 class Note:
-    """Words for the log and whoever watches."""
+    """Words for the log and whoever watches; ``problem``: something is amiss."""
 
     text: str
+    problem: bool = field(default=False, compare=False)
 
 
 Effect = (
@@ -159,6 +167,7 @@ Effect = (
     | Apply
     | LoadSnapshot
     | WriteSnapshot
+    | Evaluate
     | Drop
     | Leased
     | Included

@@ -1,4 +1,6 @@
-"""What a peer keeps on its disk: the last recorded snapshots, and the parts of rounds since the oldest."""
+"""What a peer keeps on its disk: the last recorded snapshots, the parts of rounds since the oldest, and what
+the best evaluated state follows from.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,7 @@ class Retention:
         self._snapshots: dict[int, tuple[str, ...]] = {}
         self._parts: dict[int, tuple[str, ...]] = {}
         self._named: set[str] = set()
+        self._best = frozenset[str]()
         self.at_head = False
         """An open has named this life: all that is here has a record, or is the open round's."""
 
@@ -42,6 +45,10 @@ class Retention:
         for round_ in [r for r in self._parts if r <= last[0]]:
             del self._parts[round_]
 
+    def best(self, content: frozenset[str]) -> None:
+        """This content stays besides: the best evaluated state follows from it."""
+        self._best = content
+
     def drop(self, have: set[str], keep: set[str]) -> frozenset[str]:
         """Take from ``have`` what nobody will ask for any more; returns that. ``keep`` is kept as well.
 
@@ -56,6 +63,7 @@ class Retention:
 
     def keep(self) -> set[str]:
         """Digests of what is kept."""
-        return {
+        kept = {
             digest for some in (self._snapshots, self._parts) for names in some.values() for digest in names
         }
+        return kept | self._best

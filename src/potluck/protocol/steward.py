@@ -107,7 +107,7 @@ def decide(
     return _begin(view, swarm, rules, times, now)
 
 
-def subject(decision: Decision, view: RunView) -> object:
+def subject(decision: Decision, view: RunView) -> tuple[object, ...]:
     """What a decision is about, whatever its figures."""
     body = decision.body
     if isinstance(body, Grant):

@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from potluck.errors import CorruptData
+from potluck.protocol.evaluations import Evaluations
 from potluck.protocol.leases import Leases, Span
 from potluck.wire.codec import WIRE
 from potluck.wire.records import (
     Commit,
     Entry,
+    Evaluation,
     Finish,
     Genesis,
     Grant,
@@ -71,6 +73,7 @@ class RunView:
         self.loss: float | None = None
         self.finished: Finish | None = None
         self.leases: Leases | None = None
+        self.evaluations = Evaluations()
         self.moved: dict[Member, list[Span]] = {}
         """What the last grant leased, or the last commit included, by member."""
 
@@ -87,7 +90,7 @@ class RunView:
             return "it comes before the genesis"
         if isinstance(body, Move):
             return None  # where the log is kept is the hubs' business: the run goes on as it was
-        if self.finished is not None and not isinstance(body, Snapshot):
+        if self.finished is not None and not isinstance(body, Snapshot | Evaluation):
             return "the run is over"
         if isinstance(body, Open):
             return self._open(body)
@@ -99,6 +102,8 @@ class RunView:
             return self._grant(body)
         if isinstance(body, Snapshot):
             return self._snapshot(body)
+        if isinstance(body, Evaluation):
+            return self.evaluations.follow(body, self.round, self.snapshots, self.commits)
         self.finished, self.open = body, None
         return None
 
@@ -128,6 +133,7 @@ class RunView:
         self.reopened += self.open is not None
         plan = body.members, body.reducers, body.base, body.grace_s, body.groups
         self.open = OpenRound(body.round, body.attempt, *plan)
+        self.evaluations.opened(self.round, body.base)
         return None
 
     def _reassign(self, body: Reassign) -> str | None:

@@ -15,6 +15,7 @@ from potluck.errors import RecipeError
 from potluck.recipe.checks import check_section
 from potluck.recipe.kinds import check_task
 from potluck.recipe.presets import filled
+from potluck.recipe.schedule import Schedule
 from potluck.recipe.text import read_table, toml_lines
 
 MAX_TOML_BYTES = 100_000
@@ -67,16 +68,25 @@ class Inner:
     """The inner optimizer of a task (with own code, yours): ``"adamw"``, or ``"muon"`` for the matrices
     within the model and AdamW for the rest.
 
-    The learning rate warms up linearly in a peer's first ``warmup_steps``. ``cooldown`` is the last share of
-    the run, in which it falls linearly to 0: none by default, and 1 is all of it.
+    The learning rate goes by the run's own progress, as ``schedule``, ``warmup`` (tokens of the run),
+    ``cooldown`` (the last share of it) and ``floor`` of a ``Schedule`` have it: constant by default.
+    ``warmup_steps`` are a peer's own first ones. Gradients are clipped at the norm ``clip``.
     """
 
     kind: str = "adamw"
     lr: float = 2e-3
     weight_decay: float = 0.1
+    schedule: str = "wsd"
+    warmup: int = 0
     warmup_steps: int = 20
     cooldown: float = 0.0
+    floor: float = 0.0
     clip: float = 1.0
+
+    @property
+    def rate(self) -> Schedule:
+        """How the learning rate goes."""
+        return Schedule(self.schedule, self.warmup, self.warmup_steps, self.cooldown, self.floor)
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,11 @@ class End:
     tokens: int = 0
     rounds: int = 0
     epochs: int = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a limit at all."""
+        return bool(self.tokens or self.rounds or self.epochs)
 
     def done(self, tokens: int, rounds: int) -> float:
         """The share of the run, 0 to 1, that so many tokens and rounds are; 0 if it has no such limit."""
@@ -224,11 +239,7 @@ class Recipe:
             RecipeError: naming the key, its value and what is allowed.
         """
         check_section(self, "")
-        if self.inner.cooldown and not (self.end.tokens or self.end.rounds):
-            raise RecipeError(
-                f"inner.cooldown = {self.inner.cooldown} needs end.tokens or end.rounds: nobody knows "
-                "else when the learning rate should be 0"
-            )
+        self.inner.rate.validate(self.end.exists)
         if self.rounds.keeps and self.rounds.overlap == "mix":
             raise RecipeError('rounds.keeps = true needs rounds.overlap = "carry": who mixes does not keep')
         check_task(self)

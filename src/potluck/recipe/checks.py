@@ -29,8 +29,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "data.seed": (0, COUNT),
     "inner.lr": (1e-9, 10),
     "inner.weight_decay": (0, 10),
-    "inner.warmup_steps": (0, 1_000_000_000),
-    "inner.cooldown": (0, 1),
+    **{f"{where}.warmup": (0, COUNT) for where in ("inner", "schedule")},
+    **{f"{where}.warmup_steps": (0, 1_000_000_000) for where in ("inner", "schedule")},
+    **{f"{where}.cooldown": (0, 1) for where in ("inner", "schedule")},
+    **{f"{where}.floor": (0, 1) for where in ("inner", "schedule")},
     "inner.clip": (1e-6, 1e6),
     "outer.lr": (1e-6, 10),
     "outer.momentum": (0, 0.9999),
@@ -46,9 +48,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "end.epochs": (0, 1_000_000),
 }
 
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "task.kind": (CUSTOM, *KINDS),
     "inner.kind": ("adamw", "muon"),
+    "inner.schedule": SCHEDULES,
+    "schedule.kind": SCHEDULES,
     "outer.kind": ("average", "plain", "nesterov"),
     "rounds.overlap": ("carry", "mix"),
     "rounds.codec": ("fp32", "bf16", "int8", "int4", "topk"),

@@ -15,8 +15,8 @@ class Keep:
     """How much of a run this machine keeps, and where else.
 
     ``snapshots`` is how many of the run's recorded snapshots stay on the disk, with the parts of all rounds
-    since the oldest of them; ``archive`` is an fsspec URL to which each snapshot and the journal are copied,
-    or empty.
+    since the oldest of them; ``best``: so does what the best evaluated state follows from; ``archive`` is an
+    fsspec URL to which each snapshot and the journal are copied, or empty.
 
     Raises:
         UsageError: fewer snapshots than all peers must keep.
@@ -24,6 +24,7 @@ class Keep:
 
     snapshots: int = LEAST_SNAPSHOTS
     archive: str = ""
+    best: bool = True
 
     def __post_init__(self) -> None:
         if self.snapshots < LEAST_SNAPSHOTS:

@@ -4,6 +4,7 @@ which runs only where the machine's owner says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -42,9 +43,14 @@ class Work(Protocol):
         """
 
     def optimizer(
-        self, model: torch.nn.Module, done: Callable[[], float] = lambda: 0.0
+        self,
+        model: torch.nn.Module,
+        done: Callable[[], float] = lambda: 0.0,
+        tokens: Callable[[], float] = lambda: math.inf,
     ) -> torch.optim.Optimizer:
-        """The inner optimizer; ``done`` tells the share of the run that is done, 0 to 1."""
+        """The inner optimizer; ``done`` tells the share of the run that is done, 0 to 1, and ``tokens`` the
+        run's tokens.
+        """
 
     def train(
         self,

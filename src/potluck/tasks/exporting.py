@@ -10,7 +10,7 @@ from pathlib import Path
 from potluck.errors import StoreError, UsageError
 from potluck.recipe import Recipe
 
-_SUFFIXES = (".json", ".jinja", ".model", ".safetensors", ".toml", ".txt")
+_SUFFIXES = (".json", ".jinja", ".md", ".model", ".safetensors", ".toml", ".txt")
 _MARK = "potluck-recipe.toml"
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -79,10 +80,13 @@ class MaskedLM:
             yield self._masked(self.text.batch(position), draw)
 
     def optimizer(
-        self, model: torch.nn.Module, done: Callable[[], float] = lambda: 0.0
+        self,
+        model: torch.nn.Module,
+        done: Callable[[], float] = lambda: 0.0,
+        tokens: Callable[[], float] = lambda: math.inf,
     ) -> torch.optim.Optimizer:
         """The recipe's inner optimizer, as ``training.inner_optimizer``."""
-        return inner_optimizer(self.recipe, model, done)
+        return inner_optimizer(self.recipe, model, done, tokens)
 
     def train(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
-from potluck.recipe import Inner, Recipe
+from potluck.recipe import Recipe
+from potluck.recipe.schedule import follow
 from potluck.tasks.muon import Muon
 
 Batch = dict[str, torch.Tensor]
@@ -17,14 +19,18 @@ _BETAS = (0.9, 0.95)
 
 
 def inner_optimizer(
-    recipe: Recipe, model: torch.nn.Module, done: Callable[[], float]
+    recipe: Recipe,
+    model: torch.nn.Module,
+    done: Callable[[], float] = lambda: 0.0,
+    tokens: Callable[[], float] = lambda: math.inf,
 ) -> torch.optim.Optimizer:
     """The recipe's inner optimizer and its learning rate; vectors (norms, biases) do not decay.
 
     Args:
         recipe: the run's.
         model: its parameters with ``requires_grad`` are trained.
-        done: tells the share of the run that is done, 0 to 1, by which the learning rate cools down.
+        done: tells the share of the run that is done, 0 to 1, by which the learning rate falls.
+        tokens: tells the run's tokens, by which it rises.
     """
     inner = recipe.inner
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -40,7 +46,7 @@ def inner_optimizer(
         optimizer = Muon(matrices, groups, inner.lr, inner.weight_decay, _BETAS)
     else:
         optimizer = torch.optim.AdamW(groups, lr=inner.lr, betas=_BETAS)
-    optimizer.register_step_pre_hook(_schedule(inner, done))
+    optimizer.register_step_pre_hook(follow(inner.rate, done, tokens))
     return optimizer
 
 
@@ -94,23 +100,3 @@ def _matrices(model: Any) -> list[torch.nn.Parameter]:
         for weight in model.parameters()
         if weight.requires_grad and weight.ndim == 2 and all(weight is not table for table in tables)
     ]
-
-
-def _schedule(inner: Inner, done: Callable[[], float]) -> Callable[..., None]:
-    """A hook before each step that raises the learning rate to the recipe's within ``warmup_steps``, and
-    takes it down to 0 by the end of the run.
-    """
-    number = 0
-
-    def hook(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        nonlocal number
-        number += 1
-        if number > inner.warmup_steps + 1 and not inner.cooldown:
-            return
-        rate = inner.lr * min(1.0, number / (inner.warmup_steps + 1))
-        if inner.cooldown:
-            rate *= min(1.0, (1 - done()) / inner.cooldown)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
-    return hook

@@ -18,7 +18,7 @@ from potluck.protocol.leases import Span
 from potluck.protocol.view import RunView, contributors
 from potluck.recipe import Rounds
 from potluck.testing.residuals import Residuals
-from potluck.wire.records import Commit, Member, PartInfo
+from potluck.wire.records import Commit, Evaluation, Member, PartInfo
 from potluck.wire.result import unpack
 
 Exact = NDArray[np.float64]
@@ -285,6 +285,12 @@ class Referee:
             self._fail(
                 f"round {commit.round} part {part} is off by {off:.5f} from the mean of its contributors"
             )
+
+    def evaluated(self, body: Evaluation) -> None:
+        """What the ledger says of how good a state is, is about the state that peers have."""
+        known = self._states.get(body.round, body.state)
+        if known != body.state:
+            self._fail(f"round {body.round} is evaluated in state {body.state[:8]}, peers have {known[:8]}")
 
     def kept(self, view: RunView, held: set[str]) -> None:
         """Invariant 4: what a peer may still ask for is in some living peer's store."""

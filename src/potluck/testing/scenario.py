@@ -105,7 +105,8 @@ class World:
     ``Rounds.keeps``, and with a ``mix`` above 0 models mix with that share; rounds of more than ``flat``
     members have groups;
     ``thin`` is the share of peers that say that their link is ten times as thin (if 0, links are unknown);
-    the data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever); without a commit for
+    the data has ``blocks`` blocks, gone through ``epochs`` times (0: for ever);
+    ``evaluate`` is how many rounds are between evaluations (0: there are none); without a commit for
     ``bound_s`` the swarm is taken for stuck.
     """
 
@@ -129,6 +130,7 @@ class World:
     thin: float = 0.0
     blocks: int = 500
     epochs: int = 0
+    evaluate: int = 0
     crashes: float = 2.0
     joins: float = 2.0
     pauses: float = 1.0
@@ -303,7 +305,17 @@ def _setting(value: object) -> str:
 
 
 _CHOICES = {"outer": ("nesterov", "average"), "codec": tuple(CODECS)}
-_INTEGERS = ("peers", "round_tokens", "least_steps", "blocks", "epochs", "flat", "keeps", "fragments")
+_INTEGERS = (
+    "peers",
+    "round_tokens",
+    "least_steps",
+    "blocks",
+    "epochs",
+    "flat",
+    "keeps",
+    "fragments",
+    "evaluate",
+)
 
 
 def _read_setting(name: str, words: list[str]) -> object:
@@ -424,8 +436,8 @@ def small(seed: int) -> World:
     """The small world of a seed, for running thousands: they differ in all that can differ.
 
     One to six peers, either outer optimizer, any codec, models that keep what it takes and others, half in
-    fragments and a quarter of these mixing, one in three calm to the eye and the others rough; most last
-    under a minute, one in twenty-five five times as long.
+    fragments and a quarter of these mixing, three in four with evaluations, one in three calm to the eye and
+    the others rough; most last under a minute, one in twenty-five five times as long.
     """
     rough = (LIGHT, HEAVY, HEAVY)[seed // 2 % 3]
     keeps, fragments = seed // 12 % 2, (1, 2, 1, 3)[seed // 24 % 4]
@@ -441,6 +453,7 @@ def small(seed: int) -> World:
         least_steps=8 if seed // 5 % 4 == 3 else 1,
         blocks=200,
         epochs=2 if seed % 7 < 2 else 0,
+        evaluate=(0, 1, 2, 3)[seed // 6 % 4],
         flat=3 if seed % 4 == 3 else FLAT,
         thin=rough.thin if seed // 3 % 2 else 0.0,
         duration_s=20.0 * longer,

@@ -22,6 +22,7 @@ from potluck.protocol.swarm import CROWD, Swarm
 from potluck.protocol.view import RunView
 from potluck.recipe import Data, End, Outer, Recipe, Rounds
 from potluck.store.contents import MemoryStore
+from potluck.testing.evaluations import overdue
 from potluck.testing.faults import Faults
 from potluck.testing.outages import Outages
 from potluck.testing.referee import InvariantBroken, Referee
@@ -29,7 +30,7 @@ from potluck.testing.scenario import Fault, Scenario, World, scenario
 from potluck.testing.world import SimPeer
 from potluck.wire.codec import WIRE, digest, encode
 from potluck.wire.messages import Progress
-from potluck.wire.records import ZERO, Body, Chain, Commit, Entry, Member, Record, TensorSpec
+from potluck.wire.records import ZERO, Body, Chain, Commit, Entry, Evaluation, Member, Record, TensorSpec
 
 __all__ = ["InvariantBroken", "Outcome", "Simulation", "World", "replay"]
 
@@ -55,7 +56,8 @@ class Outcome:
 
     ``requests`` went from peer to peer, ``announcements`` to the hub, which made ``deliveries`` of them;
     bytes are those of their content. ``lives_s`` is the sum of the times that peers lived. Of peers that
-    ``left`` in good order and came back, so many have ``taken_up`` what they had not sent.
+    ``left`` in good order and came back, so many have ``taken_up`` what they had not sent. So many
+    evaluations were begun.
     """
 
     rounds: int = 0
@@ -64,6 +66,7 @@ class Outcome:
     crashes: int = 0
     joins: int = 0
     left: int = 0
+    evaluated: int = 0
     taken_up: int = 0
     tokens: int = 0
     events: int = 0
@@ -355,6 +358,11 @@ class Simulation:
             raws = [next(filter(None, (s.get(i.digest) for s in self._stores())), None) for i in commit.parts]
             self.referee.committed(self.now, commit, members, raws, view.moved)
 
+    def evaluated(self, body: Evaluation, peer: SimPeer) -> None:
+        """A peer followed an evaluation."""
+        if peer.core.view.evaluations.of.get(body.round) == body:
+            self.referee.evaluated(body)
+
     def _check_held(self, commit: Commit, members: tuple[Member, ...]) -> None:
         """Two members held every part, unless for want of a second one that everybody has heard lately."""
         there = [p for p in self.living() if p.me in members and p.machine.steady]
@@ -402,6 +410,8 @@ class Simulation:
                 where = f"{core.phase} at round {core.catchup.round} of {head}: {core.activity}"
                 self.fail(f"{peer.name} is not at the head after calm: {where}")
 
+        if late := overdue(self, view):
+            self.fail(late)
         for round_, seen in sorted(self.referee.commits.items()):
             if seen.left_out and seen.at > self.world.duration_s + SETTLED_S:
                 names = ", ".join(self.named(member.peer) for member in seen.left_out)

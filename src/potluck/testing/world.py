@@ -24,6 +24,7 @@ from potluck.protocol.effects import (
     Cut,
     Drop,
     Effect,
+    Evaluate,
     Fetch,
     Included,
     Leased,
@@ -43,7 +44,7 @@ from potluck.testing.leaving import MemoryResiduals
 from potluck.testing.machine import Machine
 from potluck.testing.referee import Given
 from potluck.wire.messages import MAX_RATE, Progress
-from potluck.wire.records import Commit, Genesis, Member, Open, Reassign
+from potluck.wire.records import Commit, Evaluation, Genesis, Member, Open, Reassign
 
 if TYPE_CHECKING:
     from potluck.testing.simulator import Simulation
@@ -58,6 +59,9 @@ LIARS = 0.03
 """Bytes/s of a link, where a contribution has 100 bytes; and the share of peers that say that they have the
 fastest that can be said.
 """
+
+EVALUATE_S = (0.5, 6.0)
+"""How long an evaluation takes, in seconds."""
 
 REJOIN_S = 10.0
 """So long after a model went wrong its peer has got rid of it, and of what was trained in it."""
@@ -92,11 +96,13 @@ class SimPeer(Caller):
         self._cut: tuple[int, int] | None = None
         self._measures = random.Random(f"link/{me.peer}")  # of its own: what else happens stays as it was
         self._thin = self._measures.random()
+        self._judges = random.Random(f"evaluate/{me.peer}/{me.session}")
         self._rng = np.random.default_rng(int(me.peer[:8], 16))
         self._next_poll = float("inf")
 
     def start(self, theta: Vector | None) -> None:
         """Come up: read the ledger, announce, train. ``theta`` is the founder's initial state."""
+        self.core.evaluating.every = self.sim.world.evaluate
         self._follow()
         if theta is not None:
             assert self.state is not None
@@ -179,6 +185,8 @@ class SimPeer(Caller):
             self.core.followed(entry, self.machine.now)
             if isinstance(body, Commit):
                 self.sim.committed(entry, self)
+            elif isinstance(body, Evaluation):
+                self.sim.evaluated(body, self)
             elif isinstance(body, Reassign):
                 self.sim.reassigned.add(sequence)
         if self.state is not None and self.state.plane is None:
@@ -356,6 +364,8 @@ class SimPeer(Caller):
                 self.later(0.05 * self.machine.pace, partial(self._change_state, effect))
             case WriteSnapshot():
                 self._write_snapshot(effect)
+            case Evaluate():
+                self._evaluate()
             case Drop():
                 self.store.keep_only(self.store.digests() - effect.digests)
             case Leased():
@@ -439,6 +449,19 @@ class SimPeer(Caller):
             self.sim.took_up(self.me)
         self.core.applied(plane.round, plane.digest, loaded=isinstance(effect, LoadSnapshot))
         self.poll()
+
+    def _evaluate(self) -> None:
+        """The shared state is measured, beside all else."""
+        assert self.state is not None
+        plane = self.state.plane
+        assert plane is not None
+        metrics = (("loss", float(np.abs(plane.theta).mean())), ("norm", float(np.linalg.norm(plane.theta))))
+        result = Evaluation(plane.round, plane.digest, metrics, f"by {self.name}")
+        self.sim.outcome.evaluated += 1
+        self.later(
+            self._judges.uniform(*EVALUATE_S),
+            lambda: self._settle(lambda _: self.core.evaluating.done(result), None),
+        )
 
     def _write_snapshot(self, effect: WriteSnapshot) -> None:
         assert self.state is not None

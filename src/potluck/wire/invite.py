@@ -33,6 +33,11 @@ _PREFIX = "potluck:"
 _CHECK_BYTES = 5
 
 
+def is_invite(text: str) -> bool:
+    """Whether this looks like an invite, and not like a path or an URL."""
+    return text.strip().lower().startswith(_PREFIX)
+
+
 class _Packed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """An invite as it travels: by position, the hub's key raw."""
 

@@ -44,6 +44,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     is, and ``eta_s`` in how many seconds it will be the peer's state, if that can be told; ``abstains``: it
     had nothing to give to that attempt. ``leased`` counts the data blocks ever leased to this life, as far
     as it knows, ``wants`` how many more it could do with; ``waiting``: it has none left to train on.
+    ``evaluates``: it can evaluate shared states; ``evaluating`` is the round of the one that it is at, -1 if
+    none is.
     """
 
     wire: int = WIRE
@@ -71,6 +73,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     leased: Count = 0
     wants: Annotated[int, Meta(ge=0, le=MAX_WANTS)] = 0
     waiting: bool = False
+    evaluates: bool = False
+    evaluating: int = -1
     attempt: int = 0
     abstains: bool = False
     held: Annotated[tuple[Held, ...], Meta(max_length=65_536)] = ()

@@ -1,6 +1,6 @@
 """Records of the ledger, and the hash chain that binds them.
 
-The ledger is the run: genesis, then opens, reassignments, commits and snapshots in one order.
+The ledger is the run: genesis, then opens, reassignments, commits, snapshots and evaluations in one order.
 A peer's state is a function of it and of the parts that it names.
 """
 
@@ -19,6 +19,7 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
 PeerId = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Reason = Annotated[str, Meta(max_length=2000)]
+MetricName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9 _./@%()-]{0,63}\\Z")]
 
 ZERO = "0" * 64
 """The hash before the first record."""
@@ -207,6 +208,25 @@ class Snapshot(Struct, frozen=True, tag=True):
     reason: Reason
 
 
+class Evaluation(Struct, frozen=True, tag=True):
+    """How good the state after a round is, as one peer measured it.
+
+    The first metric is what states are compared by: less of it is better, or more, if ``rises``.
+    """
+
+    round: Count
+    state: Digest
+    metrics: Annotated[tuple[tuple[MetricName, float], ...], Meta(min_length=1, max_length=64)]
+    reason: Reason
+    rises: bool = False
+
+    @property
+    def worth(self) -> float:
+        """By this states are compared: more is better."""
+        value = self.metrics[0][1]
+        return value if self.rises else -value
+
+
 class Finish(Struct, frozen=True, tag=True):
     """The run is over."""
 
@@ -232,7 +252,7 @@ class Unreadable(Struct, frozen=True, tag=True):
     reason: Reason
 
 
-Body = Genesis | Open | Reassign | Commit | Grant | Snapshot | Finish | Move | Unreadable
+Body = Genesis | Open | Reassign | Commit | Grant | Snapshot | Evaluation | Finish | Move | Unreadable
 
 
 class Record(Struct, frozen=True):
