@@ -29,7 +29,7 @@ if sys.argv[1:]:
     run = potluck.join(sys.argv[1], model)
 else:
     recipe = potluck.Recipe(
-        name="compiled", rounds=potluck.Rounds(tokens=200_000), end=potluck.End(rounds=15)
+        name="compiled", rounds=potluck.Rounds(tokens=400_000), end=potluck.End(rounds=20)
     )
     run = potluck.host(recipe, model)
     print(run.invite, flush=True)
