@@ -87,9 +87,10 @@ def test_every_line_of_a_console_names_a_program_that_is_checked_here() -> None:
 
 def excerpts() -> Iterator[tuple[str, str]]:
     """What documents show of the examples, each with the example's name, which stands before it."""
-    text = (ROOT / "docs" / "integrations.md").read_text("utf-8")
-    for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
-        yield re.findall(r"\]\(\.\./(examples/\w+\.py)\)", text[: found.start()])[-1], found[1]
+    for name in ("integrations.md", "gpus.md"):
+        text = (ROOT / "docs" / name).read_text("utf-8")
+        for found in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
+            yield re.findall(r"\]\(\.\./(examples/\w+\.py)\)", text[: found.start()])[-1], found[1]
     readme = (ROOT / "README.md").read_text("utf-8")
     for found in re.finditer(r"^```diff\n(.*?)^```", readme, re.M | re.S):
         yield "examples/train_trainer.py", re.sub("^[+ ]", "", found[1], flags=re.M)
@@ -159,7 +160,10 @@ class Program:
         place.mkdir()
         script = place / "train.py"
         # A run takes a minute in a document, so that a reader is in time with the second terminal.
-        shorter = code.replace("tokens=100_000", "tokens=20_000").replace("rounds=30", "rounds=12")
+        shorter = code.replace("100_000", "20_000").replace("rounds=30", "rounds=12")
+        shorter = shorter.replace('"tokens": 50_000', '"tokens": 5_000').replace(
+            '"rounds": 30', '"rounds": 3'
+        )
         script.write_text(shorter, "utf-8")
         self._process = subprocess.Popen(
             [sys.executable, "-c", HERE, script.name, str(place / "home"), *(["joins"] if joins else [])],
@@ -208,6 +212,7 @@ def programs(tmp_path: Path) -> Iterator[dict[str, Program]]:
 
 
 APART = {
+    "gpus.md": "test_what_is_shown_of_an_example_is_in_it",
     "integrations.md": "test_what_is_shown_of_an_example_is_in_it",
     "loop.md": "test_the_example_of_an_own_loop_runs_as_it_stands",
 }
