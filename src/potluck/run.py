@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from potluck.data.reader import Dataset
     from potluck.peer.layout import Vector
+    from potluck.peer.trainer import Trainer
     from potluck.protocol.view import RunView
 
 log = logging.getLogger("potluck")
@@ -155,7 +156,12 @@ class Run(Part):
             raise UsageError("this run was joined without a model: there is nothing to train")
         if not self._node.genesis.blocks:
             raise UsageError("this run does not share its data out: its host's recipe says nothing of data")
-        return self._trainer.blocks()
+        return self._leased(self._trainer)
+
+    def _leased(self, trainer: Trainer) -> Iterator[int]:
+        for position in trainer.blocks():
+            yield position
+            self._present()
 
     def evaluate(
         self, measure: Callable[[Any], Any], every: int = 0, *, higher_is_better: bool = False
@@ -176,6 +182,7 @@ class Run(Part):
         """
         from potluck.peer.evaluator import Evaluator
 
+        self._present()
         if self._trainer is None:
             raise UsageError("this run was joined without a model: there is nothing to evaluate")
         if self._side.world > 1:
@@ -198,6 +205,11 @@ class Run(Part):
     def over(self) -> str | None:
         """Why the run is over, or None while it goes on."""
         return self._side.over
+
+    @property
+    def ended(self) -> str | None:
+        """Why the training ends here: the run is over, or a callback said so; None while it goes on."""
+        return self._side.over or self._side.ended
 
     @property
     def state(self) -> Progress:
@@ -393,15 +405,17 @@ class Run(Part):
                 limit_s += EVALUATE_S if self.over is not None else 0.0
                 self._background.call(self._node.leave(), limit_s, self._side.wait)
         finally:
-            self._final_state()
-            self._stop()
-            with contextlib.suppress(RunOver):
-                self._node.events.tell()
-            self._metrics.close()
+            try:
+                self._final_state()
+            finally:
+                self._stop()
+                self._tell_all()
+                self._metrics.close()
         if self._side.problem is not None:
             raise self._side.problem
 
     def __enter__(self) -> Self:
+        self._present()
         return self
 
     def __exit__(

@@ -196,7 +196,12 @@ def _begun(
             run.leave()
             raise
     _here[run] = home.absolute()
+    run._gone = lambda: _forget(run)
     return run
+
+
+def _forget(run: Run) -> None:
+    _here.pop(run, None)
 
 
 def _ranks(model: torch.nn.Module | None) -> Ranks | None:
@@ -230,8 +235,6 @@ def _beside(ranks: Ranks, model: torch.nn.Module) -> Run:
 
 def _there(home: Path) -> list[Run]:
     """Runs that this process takes part in from a directory."""
-    for run in [run for run in _here if run._left]:
-        del _here[run]
     return [run for run, place in _here.items() if place == home.absolute()]
 
 

@@ -31,10 +31,10 @@ def say(**fields: object) -> None:
     print(json.dumps(fields) + "\n", end="", flush=True)
 
 
-def built(kind: str) -> torch.nn.Module:
+def built(kind: str, freezes: bool) -> torch.nn.Module:
     """Each rank and each peer begins with values of its own: those of the run count."""
     model = torch.nn.Sequential(torch.nn.Linear(16, 31), torch.nn.Tanh(), torch.nn.Linear(31, 1))
-    model[0].bias.requires_grad_(False)
+    model[0].bias.requires_grad_(not freezes)
     if kind == "bf16":
         model.to(torch.bfloat16)
     elif kind == "ddp":
@@ -75,7 +75,8 @@ def main() -> None:
     if kind in ("ddp", "fsdp"):
         Path(directory).mkdir(parents=True, exist_ok=True)
         dist.init_process_group("gloo", init_method=f"file://{directory}/ranks", rank=int(rank), world_size=2)
-    model, epochs = built(kind), int(rest[1])
+    epochs = int(rest[1])
+    model = built(kind, freezes=epochs > 0)
     place = {"directory": directory, "name": name, "listen": "127.0.0.1"}
     if what == "host":
         run = potluck.host(recipe(int(rest[0]), epochs), model, **place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import potluck
+from potluck import start
 from potluck.peer.metrics import NAME
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(170)]
@@ -104,9 +106,34 @@ def test_a_callback_ends_the_training_and_the_run_is_left_in_good_order(
         run.on("round", ends)
         steps(run, model, run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05)), 2.0)
     assert run.over is None
+    assert run.ended is not None
+    assert run.ended.startswith("good enough after round")
     assert 1 <= run.round < 9
+    with pytest.raises(potluck.PotluckError, match="this run was left: come back with"), run:
+        raise AssertionError("the block of a run that was left is not entered")
     assert "a callback can't leave the run: raise potluck.RunOver" in caplog.text
     assert any("kept in" in note for note in notes), "what was not sent yet is on the disk"
+
+
+def test_a_run_that_was_left_is_not_held_on_to_and_its_data_ends(tmp_path: Path) -> None:
+    usual_s, model = sys.getswitchinterval(), torch.nn.Linear(8, 8)
+    made = recipe(9, data=potluck.Data(samples=64, block=4))
+    where: dict[str, Any] = {"listen": LISTEN}
+    with potluck.host(recipe(9), torch.nn.Linear(8, 8), directory=tmp_path / "other", **where) as other:
+        run = potluck.host(made, model, directory=tmp_path / "anna", **where)
+        assert {run, other} <= set(start._here)
+        run.optimizer(torch.optim.SGD(model.parameters(), lr=0.05))
+        batches = run.batches(torch.randn(64, 8))
+        assert next(batches).shape == (4, 8)
+        run.leave()
+        with pytest.raises(potluck.PotluckError, match="this run was left"):
+            next(batches)
+        with pytest.raises(potluck.PotluckError, match="this run was left"):
+            run.evaluate(lambda model: 0.0)
+        assert run not in start._here
+        assert sys.getswitchinterval() < usual_s, "the other goes on"
+    assert other not in start._here
+    assert sys.getswitchinterval() == usual_s
 
 
 def test_a_joiner_has_the_learning_rate_that_the_others_have(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from potluck.errors import InviteError, UsageError
-from potluck.integrations.begin import begin, own_seed
+from potluck.errors import EnvironmentProblem, InviteError, UsageError
+from potluck.integrations.begin import begin, figures, own_seed
 from potluck.run import Run
 
 
@@ -27,6 +27,22 @@ def test_a_text_that_is_no_invite_is_refused() -> None:
 def test_options_for_a_run_that_is_there_already_are_refused() -> None:
     with pytest.raises(UsageError, match="name, listen: say this where the run is hosted or joined"):
         begin(Run.__new__(Run), nn.Linear(1, 1), {"name": "me", "listen": "::"})
+
+
+def test_one_of_several_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potluck.peer.ranks.spread_over_ranks", lambda: True)
+    with pytest.raises(UsageError, match="one of several ranks, and a callback joins one process"):
+        begin("potluck:nonsense", nn.Linear(1, 1), {})
+
+
+def test_figures_are_left_out_while_the_network_is_busy() -> None:
+    class Busy:
+        @property
+        def peers(self) -> list[Any]:
+            raise EnvironmentProblem("the network did not answer in 5 s")
+
+    busy: Any = Busy()
+    assert figures(busy) == {}
 
 
 def test_no_two_lives_have_the_same_seed() -> None:

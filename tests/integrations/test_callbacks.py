@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,15 @@ class Regression(nn.Module):
 
 def values(model: nn.Module) -> np.ndarray[Any, Any]:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
+
+
+def test_a_trainer_that_would_spread_batches_over_gpus_is_refused() -> None:
+    pytest.importorskip("transformers")
+    from potluck.integrations.transformers import PotluckCallback
+
+    args: Any = SimpleNamespace(n_gpu=2)
+    with pytest.raises(UsageError, match="over 2 GPUs by DataParallel, where nobody sees what a step is"):
+        PotluckCallback(RECIPE).on_train_begin(args, args, args, model=Regression(), optimizer=None)
 
 
 @pytest.mark.integration

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import potluck
 from potluck.errors import CorruptData, ModelMismatch, UsageError
@@ -129,6 +130,15 @@ def test_nothing_is_handed_out_of_a_model_that_is_trained_whole_or_is_too_large(
     assert Frozen(Adapted()).handed_out
     monkeypatch.setattr(frozen, "MAX_BYTES", 100)
     assert not Frozen(Adapted()).handed_out
+
+
+def test_wrappers_change_nothing() -> None:
+    plain, wrapped = Adapted(), Adapted()
+    checkpointed = Adapted()
+    checkpointed.first = checkpoint_wrapper(checkpointed.first)
+    ours = Frozen(plain)
+    for other in (torch.compile(wrapped, backend="eager"), checkpointed):
+        assert (Frozen(other).header, Frozen(other).digest()) == (ours.header, ours.digest())
 
 
 def test_a_copy_for_evaluations_shares_what_is_not_trained() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from potluck.errors import StoreError, UsageError
+from potluck.errors import RunOver, StoreError, UsageError
 from potluck.peer.handover import CutRequest, Handover
 from potluck.peer.layout import Carry, Stretch, Vector
 from potluck.peer.speaker import Listener, Speaker, Standing
@@ -133,6 +133,26 @@ def test_copies_that_differ_are_noticed_when_progress_is_given() -> None:
     with pytest.raises(UsageError, match="rank 1 of this peer has other parameters than rank 0"):
         two.on(drift, step(1))
     assert not two.cuts
+
+
+def test_a_callback_that_ends_the_training_ends_it_on_all_ranks_at_once() -> None:
+    two, told = Two(), []
+
+    def enough(trainer: Trainer, side: Speaker | Listener) -> None:
+        def boundary() -> None:
+            told.append(side.rank)
+            raise RunOver("enough")
+
+        if isinstance(side, Speaker):
+            trainer.at_boundary = boundary
+        step(1)(trainer, side)
+        assert side.ended is None, "the others are in the middle of the next step"
+        step(1)(trainer, side)
+        assert side.ended == "enough"
+
+    two.on(enough)
+    assert told == [0, 0]
+    assert two.handover.over is None
 
 
 def test_both_ranks_get_the_same_blocks_and_the_end() -> None:

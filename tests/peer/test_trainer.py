@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -380,6 +381,19 @@ def test_the_end_of_the_run_ends_the_loop_after_the_step() -> None:
     with pytest.raises(RunOver, match="enough tokens"):
         loop.step(torch.ones(5, 3))
     assert (loop.trainer.read() != before).any()
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_callback_ends_the_loop_or_says_that_it_should(raises: bool) -> None:
+    def enough() -> None:
+        raise RunOver("good enough")
+
+    loop = Loop(linear())
+    loop.trainer._ends = raises
+    loop.trainer.at_boundary = enough
+    with pytest.raises(RunOver, match="good enough") if raises else contextlib.nullcontext():
+        loop.step(torch.ones(5, 3))
+    assert (loop.handover.over, loop.handover.ended) == (None, "good enough")
 
 
 def test_what_ended_the_network_ends_the_loop() -> None:

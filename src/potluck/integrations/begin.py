@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from potluck.errors import UsageError
+from potluck.errors import EnvironmentProblem, UsageError
 from potluck.recipe import Recipe
 from potluck.run import Run
 from potluck.start import host, join
@@ -27,6 +27,13 @@ def begin(where: Where, model: torch.nn.Module, options: dict[str, Any]) -> Run:
         UsageError: options for a run that is there already, or it has a model; no recipe, invite or run.
         PotluckError: as ``potluck.host`` and ``potluck.join``.
     """
+    from potluck.peer.ranks import spread_over_ranks
+
+    if spread_over_ranks():
+        raise UsageError(
+            "this process is one of several ranks, and a callback joins one process: start it with one "
+            "device, or use a loop of your own, where all ranks are one peer (docs/gpus.md)"
+        )
     if isinstance(where, Run):
         if options:
             raise UsageError(f"{', '.join(options)}: say this where the run is hosted or joined")
@@ -42,12 +49,14 @@ def begin(where: Where, model: torch.nn.Module, options: dict[str, Any]) -> Run:
 
 
 def figures(run: Run) -> dict[str, float]:
-    """How the run stands, to be logged: the last round here, peers that train, tokens in the model."""
-    return {
-        "potluck_round": run.round,
-        "potluck_peers": sum(peer.phase == "training" for peer in run.peers),
-        "potluck_tokens": run.view.tokens,
-    }
+    """How the run stands, to be logged: the last round here, peers that train, tokens in the model. Nothing
+    while the network can't say.
+    """
+    try:
+        peers = sum(peer.phase == "training" for peer in run.peers)
+    except EnvironmentProblem:
+        return {}
+    return {"potluck_round": run.round, "potluck_peers": peers, "potluck_tokens": run.view.tokens}
 
 
 def own_seed(run: Run, seed: int) -> int:

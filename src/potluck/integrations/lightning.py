@@ -76,10 +76,10 @@ class PotluckCallback(Callback):
             # Its share of a step with several batches. It counts with the next step.
             self.run.count(0.0, outputs["loss"] * trainer.accumulate_grad_batches)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
-        if trainer.loggers and trainer.global_step % every == 0:
+        if every and trainer.loggers and trainer.global_step % every == 0:
             for logger in trainer.loggers:
                 logger.log_metrics(figures(self.run), trainer.global_step)
-        if self.run.over is not None:
+        if self.run.ended is not None:
             trainer.should_stop = True
         last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         last = trainer.global_step == trainer.max_steps or (trainer.is_last_batch and last_epoch)

@@ -54,6 +54,12 @@ class PotluckCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Host or join the run, with the Trainer's own model and optimizer."""
+        if args.n_gpu > 1:
+            raise UsageError(
+                f"this Trainer would spread each batch over {args.n_gpu} GPUs by DataParallel, where nobody "
+                "sees what a step is: set CUDA_VISIBLE_DEVICES to one of them, or use a loop of your own "
+                "with DDP or FSDP2 (docs/gpus.md)"
+            )
         self.run = run = begin(self._where, kwargs["model"], self._options)
         self._schedule, self._last = None, {}
         run.optimizer(kwargs["optimizer"], raises=False)
@@ -77,7 +83,7 @@ class PotluckCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The last step is that after which the run is over."""
-        if self.run is not None and self.run.over is not None:
+        if self.run is not None and self.run.ended is not None:
             control.should_training_stop = True
         self._leave_if(control.should_training_stop)
 

@@ -16,6 +16,7 @@ from blake3 import blake3
 from potluck.errors import CorruptData, ModelMismatch, UsageError
 from potluck.peer.files import Files
 from potluck.peer.place import BASE
+from potluck.peer.values import named
 from potluck.store.blobs import read_pieces, write_pieces
 from potluck.store.contents import Contents
 from potluck.store.tensors import LENGTH_BYTES
@@ -49,7 +50,7 @@ class Frozen:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._parameters = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+        self._parameters = {name: p for name, p in named(model) if not p.requires_grad}
         self.header = _header(self._parameters)
 
     @property

@@ -92,10 +92,16 @@ class Handover:
         self._began: float | None = None
         self.over: str | None = None
         """Why the run is over, once it is."""
+        self.ended: str | None = None
+        """Why the training ends here, though the run may go on."""
         self.failure: BaseException | None = None
         """What ended the network's side, if something did."""
         self.threads = 1
         """How many threads this peer's share of the machine is."""
+
+    def end(self, reason: str) -> None:
+        """The training ends here, whatever becomes of the run."""
+        self.ended = self.ended or reason
 
     # -- the network's side ----------------------------------------------------------------------
 

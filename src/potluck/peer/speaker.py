@@ -55,6 +55,11 @@ class Alone:
         return self.meeting.over
 
     @property
+    def ended(self) -> str | None:
+        """Why the training ends here, though the run may go on."""
+        return self.meeting.ended
+
+    @property
     def failure(self) -> BaseException | None:
         """What ended the network's side, if something did."""
         return self.meeting.failure
@@ -99,6 +104,7 @@ class Speaker:
         self._news = False
         self.meeting = self
         self.over: str | None = None
+        self.ended: str | None = None
         self.failure: BaseException | None = None
         self.problem: PotluckError | None = None
         """What kept the ranks from leaving together."""
@@ -119,6 +125,10 @@ class Speaker:
         else:
             self._roll(Call(Doing.BLOCK, position=position), quiet=True)
         return position
+
+    def end(self, reason: str) -> None:
+        """The training ends here, at the next roll call: on all ranks at once."""
+        self._handover.end(reason)
 
     def exchange(self, read: Reading, take: Taking) -> None:
         """As ``Handover.exchange``, with the others; as the last roll call said."""
@@ -189,7 +199,8 @@ class Speaker:
 
     def _roll(self, call: Call, quiet: bool = False) -> Call:
         over, failure, self.standing = self._handover.over, self._handover.failure, self._look()
-        ends = not quiet and (over is not None or failure is not None)
+        ended = over or self._handover.ended
+        ends = not quiet and (ended is not None or failure is not None)
         self._news = not quiet and not ends and self._handover.news
         round_, share, tokens = self.standing
         together = self.ranks.roll(
@@ -203,8 +214,8 @@ class Speaker:
         )
         self.threads = self.ranks.threads(together)
         if ends:
-            self.ranks.tell(failed(failure) if failure is not None else Over(over or ""))
-            self.over, self.failure = over, failure
+            self.ranks.tell(failed(failure) if failure is not None else Over(ended or ""))
+            self.over, self.ended, self.failure = over, ended, failure
         return together
 
 
@@ -216,6 +227,7 @@ class Listener:
         self._deal: Deal | None = None
         self.meeting = self
         self.over: str | None = None
+        self.ended: str | None = None
         self.failure: BaseException | None = None
         self.problem: PotluckError | None = None
         """What kept the ranks from leaving together."""
@@ -231,6 +243,9 @@ class Listener:
         """As rank 0's."""
         position = int(self._roll(Call(Doing.BLOCK)).position)
         return position if position >= 0 else None
+
+    def end(self, reason: str) -> None:
+        """Rank 0 says when."""
 
     def exchange(self, read: Reading, take: Taking) -> None:
         """This rank's part in rank 0's."""
@@ -295,7 +310,7 @@ class Listener:
         if together.news:
             told = self.ranks.hear()
             if isinstance(told, Over):
-                self.over = told.reason
+                self.over = self.ended = told.reason
             elif isinstance(told, Deal):
                 self._deal = told
         return together

@@ -20,7 +20,7 @@ from potluck.peer.handover import CutRequest, Handover, Reading, Taking
 from potluck.peer.layout import Carry, Stretch, Vector
 from potluck.peer.spare import Spare
 from potluck.peer.told import Call, Doing
-from potluck.peer.values import Copied, Values, values_of
+from potluck.peer.values import Copied, Values, reshard, values_of
 from potluck.peer.watch import Watch
 from potluck.wire.records import TensorSpec
 
@@ -39,6 +39,10 @@ class Meeting(Protocol):
         """Why the run is over, once it is."""
 
     @property
+    def ended(self) -> str | None:
+        """Why the training ends here, though the run may go on."""
+
+    @property
     def failure(self) -> BaseException | None:
         """What ended the network's side, if something did."""
 
@@ -55,6 +59,9 @@ class Meeting(Protocol):
     def next_block(self, wait_s: float) -> int | None:
         """The position of the next data block."""
 
+    def end(self, reason: str) -> None:
+        """The training ends here, on all ranks of this peer, whatever becomes of the run."""
+
 
 class Trainer:
     """A model in training; of several ``ranks``, what of it is on this one.
@@ -64,6 +71,7 @@ class Trainer:
     """
 
     def __init__(self, model: torch.nn.Module, handover: Meeting, ranks: Ranks | None = None) -> None:
+        reshard(model)
         self._parameters = values_of(model, ranks)
         if not self._parameters:
             raise UsageError("the model has no parameter with requires_grad: there is nothing to train")
@@ -79,7 +87,7 @@ class Trainer:
         self._hooks: list[Any] = []
         self._spare = Spare()
         self.at_boundary: Callable[[], None] = lambda: None
-        """Called at the end of each boundary."""
+        """Called at the end of each boundary. ``RunOver`` raised there ends the training of this peer."""
 
     def __deepcopy__(self, memo: object) -> Trainer:
         """Who copies the model copies our hooks with it: they stay those of one trainer."""
@@ -172,7 +180,10 @@ class Trainer:
     def meet(self) -> None:
         """A boundary: take new shared states in, and meet a request for a cut."""
         self._handover.exchange(self._give, self._take)
-        self.at_boundary()
+        try:
+            self.at_boundary()
+        except RunOver as over:
+            self._handover.end(str(over))
 
     def blocks(self) -> Iterator[int]:
         """Positions of the data leased to this peer, for ever; while there are none it waits, and goes on
@@ -209,8 +220,9 @@ class Trainer:
     def _check(self, ends: bool = True) -> None:
         if self._handover.failure is not None:
             raise self._handover.failure
-        if ends and self._handover.over is not None:
-            raise RunOver(self._handover.over)
+        ended = self._handover.over or self._handover.ended
+        if ends and ended is not None:
+            raise RunOver(ended)
 
     def _give(self, request: CutRequest) -> Vector:
         """The parameters that are asked for."""
@@ -246,6 +258,7 @@ class Trainer:
 
     def _placed(self) -> Iterator[tuple[slice, Values]]:
         """Each parameter, with its range of all [n]."""
+        reshard(self._model)
         start = 0
         for parameter in self._parameters.values():
             stop = start + math.prod(parameter.shape)

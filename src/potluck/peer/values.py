@@ -278,15 +278,19 @@ def values_of(model: torch.nn.Module, ranks: Ranks | None) -> dict[str, Values]:
 
 
 def trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """What of a model is trained. Names are those of the model as it was built, without PyTorch's wrappers:
-    one that is compiled, or in ``DistributedDataParallel``, is the same model.
+    """What of a model is trained, as ``named``."""
+    return ((name, parameter) for name, parameter in named(model) if parameter.requires_grad)
+
+
+def named(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """A model's parameters. Names are those of the model as it was built, without PyTorch's wrappers: one
+    that is compiled, or in ``DistributedDataParallel``, is the same model.
 
     Raises:
         UsageError: it is in the first FSDP, which has no parameters of its own any more.
     """
     for name, parameter in _unwrapped(model).named_parameters():
-        if parameter.requires_grad:
-            yield ".".join(word for word in name.split(".") if word not in WRAPPERS), parameter
+        yield ".".join(word for word in name.split(".") if word not in WRAPPERS), parameter
 
 
 def signed(model: torch.nn.Module) -> int:
@@ -310,9 +314,16 @@ def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
                 "the model is in FullyShardedDataParallel: shard it with torch.distributed.fsdp.fully_shard "
                 "instead (PyTorch's FSDP2), which keeps its parameters"
             )
-        if "FSDPModule" in kinds:
-            module.reshard()  # type: ignore[operator]  # after a forward pass the outermost one is whole
     return model
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Let each rank hold its own part only, under FSDP2. After a forward pass without a backward one modules
+    are still whole, and would go on with what they were before their parts are changed.
+    """
+    for module in model.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
 
 
 def _values(name: str, parameter: Any, ranks: Ranks | None) -> Values:
