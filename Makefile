@@ -27,11 +27,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-# Worlds in virtual time, each from its seed, small ones and of a thousand peers: about ten minutes on two cores,
-# and a night.
+# Worlds in virtual time, each from its seed, small ones and of a thousand peers: about twenty minutes on two cores
+# (on slow ones as many as get done in 45), and a night.
 sim: $(READY)
-	$(BIN)/potluck sim --seeds 5000
-	$(BIN)/potluck sim --seeds 20 --peers 1000
+	$(BIN)/potluck sim --seeds 5000 --within 28
+	$(BIN)/potluck sim --seeds 20 --peers 1000 --within 14
 
 sim-nightly: $(READY)
 	$(BIN)/potluck sim --seeds 100000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,14 @@ def test_a_broken_invariant_is_said_made_small_and_exits_with_1(
     again = command.potluck("sim", "--scenario", str(file), "--no-shrink", "--plain")
     assert again.exit_code == 1
     assert "has state" in again.stdout
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_many_seeds_end_when_their_time_is_over(jobs: str) -> None:
+    said = command.potluck("sim", "--seeds", "4000", "--within", "0", "--jobs", jobs, "--plain").stdout
+    found = re.search(r"(\d+) of 4,000 seeds, as 0 minutes are over, 0 failed", said)
+    assert found is not None, said
+    assert 1 <= int(found[1]) < 1000
 
 
 def test_many_seeds_in_two_processes_say_what_one_says() -> None:

@@ -458,6 +458,10 @@ def sim(
             help="Instead, the worlds of so many seeds from this one on: small ones, or of --peers each.",
         ),
     ] = 0,
+    within: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MINUTES", show_default=False, help="Of many seeds those until then."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes for many seeds.")] = 2,
     shrink: Annotated[bool, typer.Option(help="Look for the smallest scenario that still fails.")] = True,
     show: Annotated[bool, typer.Option("--print", help="Only print the scenario, to be edited.")] = False,
@@ -465,7 +469,7 @@ def sim(
     """A swarm in virtual time, with faults made up from a seed: is every invariant kept?"""
     from potluck.app.sim import Wanted, simulate
 
-    return simulate(out, Wanted(seed, peers, minutes, faults, scenario, seeds, jobs, shrink, show))
+    return simulate(out, Wanted(seed, peers, minutes, faults, scenario, seeds, within, jobs, shrink, show))
 
 
 def main() -> None:

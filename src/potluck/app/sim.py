@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,6 +40,7 @@ class Wanted:
     faults: str
     scenario: Path | None
     seeds: int
+    within: float | None
     jobs: int
     shrink: bool
     show: bool
@@ -190,24 +193,26 @@ def _one(seed: int, peers: int | None) -> tuple[int, int, float, str]:
 
 def _simulate_many(out: Output, wanted: Wanted) -> int:
     """The worlds of many seeds; of the first that fails all that is said of one."""
-    rounds, events, longest_s, failed = 0, 0, 0.0, list[int]()
+    ran, rounds, events, longest_s, failed = 0, 0, 0, 0.0, list[int]()
     for seed, (some, many, gap_s, broke) in _results(wanted):
-        rounds, events, longest_s = rounds + some, events + many, max(longest_s, gap_s)
+        ran, rounds, events, longest_s = ran + 1, rounds + some, events + many, max(longest_s, gap_s)
         out.status(f"{seed - wanted.seed + 1} of {wanted.seeds} seeds, {len(failed)} failed")
         if broke:
             failed.append(seed)
             out.say("failed", f"seed {seed}: {broke}", seed=seed, broke=broke)
+    short = f" of {wanted.seeds:,}" if ran < wanted.seeds else ""
+    late = f", as {wanted.within:g} minutes are over" if short else ""
     out.say(
         "seeds",
-        f"{wanted.seeds:,} seeds, {len(failed)} failed; {rounds:,} rounds, longest gap {longest_s:.0f} s",
-        seeds=wanted.seeds,
+        f"{ran:,}{short} seeds{late}, {len(failed)} failed; {rounds:,} rounds, longest gap {longest_s:.0f} s",
+        seeds=ran,
         failed=failed,
         rounds=rounds,
         events=events,
         longest_gap_s=round(longest_s, 3),
     )
     if not failed:
-        out.summary("every invariant held", seeds=wanted.seeds, rounds=rounds, events=events)
+        out.summary("every invariant held", seeds=ran, rounds=rounds, events=events)
         return 0
     first = failed[0]
     again = f"potluck sim --seed {first} --seeds 1" + (f" --peers {wanted.peers}" if wanted.peers else "")
@@ -218,12 +223,20 @@ def _simulate_many(out: Output, wanted: Wanted) -> int:
 
 
 def _results(wanted: Wanted) -> Iterator[tuple[int, tuple[int, int, float, str]]]:
-    """The outcome of each seed, in order."""
+    """The outcome of each seed, in order, until the time is over."""
     seeds = range(wanted.seed, wanted.seed + wanted.seeds)
+    until = math.inf if wanted.within is None else time.monotonic() + 60 * wanted.within
     if wanted.jobs == 1:
-        yield from ((seed, _one(seed, wanted.peers)) for seed in seeds)
+        for seed in seeds:
+            yield seed, _one(seed, wanted.peers)
+            if time.monotonic() > until:
+                return
         return
     chunk = max(1, min(CHUNK, wanted.seeds // (4 * max(1, wanted.jobs))))
     one = partial(_one, peers=wanted.peers)
     with ProcessPoolExecutor(wanted.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from zip(seeds, pool.map(one, seeds, chunksize=chunk), strict=True)
+        for found in zip(seeds, pool.map(one, seeds, chunksize=chunk), strict=True):
+            yield found
+            if time.monotonic() > until:
+                pool.shutdown(wait=False, cancel_futures=True)
+                return
