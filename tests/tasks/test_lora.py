@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from peft import AutoPeftModelForCausalLM  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from potluck.data.assets import build_assets  # noqa: E402
@@ -99,6 +101,34 @@ def test_the_hubs_cache_on_this_machine_is_looked_into(
     assert asked == [("owner/name", True)]
     monkeypatch.undo()
     assert Frozen(cached).digest() == Frozen(task_of(lm, "trained").model(base=base)).digest()
+
+
+@pytest.mark.parametrize("damage", ["cut short", "of another shape"])
+def test_a_damaged_checkpoint_in_the_hubs_cache_keeps_nobody_out(
+    lm: CausalLM, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    shutil.copytree(base / "trained", tmp_path / "cached")
+    weights = tmp_path / "cached" / "model.safetensors"
+    if damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        tensors = {name: value[..., :-1].contiguous() for name, value in load_file(weights).items()}
+        save_file(tensors, weights, {"format": "pt"})
+    real, errors = AutoModelForCausalLM.from_pretrained, []
+
+    def load(source: str, local_files_only: bool, **how: Any) -> Any:
+        try:
+            return real(tmp_path / "cached", **how)
+        except Exception as error:
+            errors.append(error)
+            raise
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    lm.recipe = replace(lm.recipe, task=replace(lm.recipe.task, checkpoint="owner/name"))
+    joiner = lm.model()
+    assert len(errors) == 1
+    monkeypatch.undo()
+    assert Frozen(joiner).header == Frozen(task_of(lm, "trained").model(base=base)).header
 
 
 def task_of(lm: CausalLM, checkpoint: str) -> CausalLM:

@@ -53,6 +53,11 @@ class Wanted:
         """Whether nothing but adapters is written."""
         return recipe.task.lora.rank > 0 and not self.merged
 
+    def whole(self) -> str:
+        """The command that writes the model whole instead of its adapters."""
+        state = ["--best"] if self.best else [] if self.after is None else ["--round", str(self.after)]
+        return shlex.join(["potluck", "export", *state, self.source, str(self.to), "--merged"])
+
     def options(self, recipe: Recipe) -> str:
         """Those that another export of the same needs."""
         merged = " --merged" if self.merged else ""
@@ -82,7 +87,7 @@ def export_model(out: Output, wanted: Wanted, home: Path, listen: str) -> None:
     round_ = _round(found, wanted, at)
     out.status(f"replaying up to round {round_}")
     state = state_after(copy, found, round_)
-    _check_judged(found, state)
+    _check_judged(out, found, state, wanted)
     facts = _write(out, copy, found, state, wanted)
     pushed = _push(out, wanted)
     more: dict[str, Any] = {"pushed": wanted.push} if wanted.push else {}
@@ -142,7 +147,7 @@ def _what(recipe: Recipe, wanted: Wanted) -> str:
 def _next(recipe: Recipe, wanted: Wanted) -> list[tuple[str, str]]:
     """What can be done with an export, and by which command."""
     if wanted.adapters(recipe):
-        return [("write the whole model", f"potluck export {wanted.source} {wanted.to} --merged")]
+        return [("write the whole model", wanted.whole())]
     return [("let it write", generate(wanted.to))] if recipe.task.kind == "causal-lm" else []
 
 
@@ -176,15 +181,19 @@ def _round(found: Survey, wanted: Wanted, at: int | None) -> int:
     return min(head, max(starts, default=head))
 
 
-def _check_judged(found: Survey, state: PeerState) -> None:
-    """That the evaluation of a state is of that state."""
+def _check_judged(out: Output, found: Survey, state: PeerState, wanted: Wanted) -> None:
+    """That the evaluation of a state is of that state: said if it is not, and refused as the best."""
     assert state.plane is not None
     judged, plane = found.view.evaluations.of.get(state.plane.round), state.plane
-    if judged is not None and plane.digest != judged.state:
-        raise CorruptData(
-            f"the state after round {judged.round} is {plane.digest[:12]} when replayed, and its evaluation "
-            f"is of {judged.state[:12]}: whoever measured it had another state; take another one with --round"
-        )
+    if judged is None or plane.digest == judged.state:
+        return
+    amiss = (
+        f"the state after round {judged.round} is {plane.digest[:12]} when replayed, and its evaluation "
+        f"is of {judged.state[:12]}: whoever measured it had another state"
+    )
+    if wanted.best:
+        raise CorruptData(f"{amiss}; take another one with --round")
+    out.say("note", amiss)
 
 
 def _write(out: Output, copy: Copy, found: Survey, state: PeerState, wanted: Wanted) -> Facts:
@@ -225,7 +234,7 @@ def _write(out: Output, copy: Copy, found: Survey, state: PeerState, wanted: Wan
 
 def _loss(facts: Facts, round_: int) -> float | None:
     """The loss that is told with a state: of its evaluation, or of training at the head."""
-    judged = next((e for e in facts.history.evaluations if e.round == round_), None)
+    judged = next((e for e in facts.history.evaluations if (e.round, e.state) == (round_, facts.state)), None)
     if judged is not None and not judged.rises:
         return judged.metrics[0][1]
     return facts.history.view.loss if round_ == facts.history.view.round else None

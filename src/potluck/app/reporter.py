@@ -116,7 +116,8 @@ class Reporter:
     def _evaluations(self, run: Run) -> None:
         """Those that have come, and whether one is the best so far."""
         found = run.view.evaluations
-        for round_, body in sorted(found.of.copy().items()):
+        came = found.of.copy()
+        for round_, body in sorted(came.items()):
             if round_ not in self._evaluated:
                 best = found.best is body
                 more = ", the best so far" if best else ""
@@ -129,7 +130,7 @@ class Reporter:
                     state=body.state,
                     reason=body.reason,
                 )
-        self._evaluated = set(found.of)
+        self._evaluated = set(came)
 
     def _committed(self, run: Run, commit: Commit, tokens: int) -> None:
         self._look(run.peers)

@@ -18,6 +18,7 @@ from potluck.data.text import has_plays
 from potluck.errors import RunOver, UsageError
 from potluck.hub.site import Nats
 from potluck.recipe import Recipe, built_in
+from potluck.recipe.kinds import TEXT
 from potluck.run import Run
 from potluck.start import host, join, resume
 from potluck.store.keep import USUAL, Keep
@@ -62,7 +63,7 @@ def host_run(out: Output, recipe: str, hub: str, part: Part) -> int:
         )
     yield_cores()
     quiet_libraries()
-    if chosen.task.text == "demo" and not has_plays():
+    if chosen.task.kind in TEXT and chosen.task.text == "demo" and not has_plays():
         out.say("note", NO_PLAYS)
     out.status("preparing text, tokenizer and model")
 

@@ -16,6 +16,7 @@ from potluck.errors import RecipeError
 log = logging.getLogger(__name__)
 
 MAX_IMAGES_BYTES = 1 << 30
+MAX_CLASSES = 10_000
 _HELD_OUT = (6, 5000)
 
 
@@ -81,7 +82,7 @@ def _digits() -> Images:
 
 def _from_file(name: str, base: Path) -> Images:
     """A file of safetensors with ``images`` of unsigned bytes, ``[n, height, width]`` or
-    ``[n, channels, height, width]``, and ``labels`` ``[n]`` of any integers from 0 on.
+    ``[n, channels, height, width]``, and ``labels`` ``[n]`` of any integers from 0 to 9,999.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -97,24 +98,39 @@ def _from_file(name: str, base: Path) -> Images:
         raise RecipeError(f"{path} is no file of safetensors: {error}") from error
     if not {"images", "labels"} <= found.keys():
         raise RecipeError(f"{path} should hold the tensors images and labels, and holds {', '.join(found)}")
-    pixels, labels = found["images"], found["labels"]
+    pixels = found["images"]
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise RecipeError(
             f"images in {path} are {pixels.dtype} {pixels.shape}: they should be uint8, [n, height, width] "
             "or [n, channels, height, width]"
         )
-    if (
-        labels.shape != pixels.shape[:1]
-        or labels.dtype.kind not in "iu"
-        or (labels.size and labels.min() < 0)
-    ):
+    labels = _checked(f"labels in {path}", found["labels"], len(pixels))
+    return Images(pixels[:, None] if pixels.ndim == 3 else pixels, labels, _numbers(labels))
+
+
+def _checked(what: str, found: Any, count: int) -> NDArray[np.int64]:
+    """Classes of so many images, whatever was found in their place.
+
+    Raises:
+        RecipeError: they are none; it begins with ``what``.
+    """
+    try:
+        labels = np.asarray(found)
+    except (ValueError, OverflowError) as error:
+        raise RecipeError(f"{what} are no numbers: {error}") from error
+    whole = labels.shape == (count,) and labels.dtype.kind in "iu"
+    if not whole or (count and not 0 <= labels.min() <= labels.max() < MAX_CLASSES):
+        said = f", from {labels.min()} to {labels.max()}" if whole else ""
         raise RecipeError(
-            f"labels in {path} are {labels.dtype} {labels.shape}: they should be whole numbers from 0 on, "
-            f"one for each of the {len(pixels)} images"
+            f"{what} are {labels.dtype} {labels.shape}{said}: they should be whole numbers from 0 to "
+            f"{MAX_CLASSES - 1:,}, one for each of the {count} images"
         )
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels
-    classes = int(labels.max()) + 1 if labels.size else 0
-    return Images(pixels, labels.astype(np.int64), tuple(map(str, range(classes))))
+    return labels.astype(np.int64)
+
+
+def _numbers(labels: NDArray[np.int64]) -> tuple[str, ...]:
+    """What classes without names are called."""
+    return tuple(map(str, range(int(labels.max()) + 1 if labels.size else 0)))
 
 
 def _from_datasets(source: str, base: Path) -> Images:
@@ -141,9 +157,9 @@ def _from_datasets(source: str, base: Path) -> Images:
             f"class, task.images = {f'datasets:{name}:IMAGE:LABEL'!r}"
         )
     pixels = _stacked(source, rows[image])
-    labels = np.array(rows[label], np.int64)
+    labels = _checked(f"the column {label} of dataset {name!r}", list(rows[label]), len(pixels))
     named = getattr(rows.features[label], "names", None)
-    return Images(pixels, labels, tuple(named or map(str, range(int(labels.max()) + 1))))
+    return Images(pixels, labels, tuple(named or _numbers(labels)))
 
 
 def _stacked(source: str, pictures: Any) -> NDArray[np.uint8]:

@@ -445,13 +445,17 @@ class Actions:
         self._announce()
 
     async def evaluated(self) -> None:
-        """Stay until the state that the run ended with is evaluated; only who is at it stays for long."""
-        began, core = self._now(), self.core
+        """Stay until the state that the run ended with is evaluated; only who is at it stays for long, and
+        then until the ledger has it: ``EVALUATE_S + LINGER_S`` at most.
+        """
+        began = since = self._now()
+        core = self.core
         while core.evaluating.busy or core.evaluating.awaited(core.view):
-            others = any(p.evaluating >= 0 for p in core.swarm.alive(self._now()) if p.peer != core.me.peer)
+            now, at_it = self._now(), core.evaluating.round >= 0
+            since = now if at_it else since
+            others = any(p.evaluating >= 0 for p in core.swarm.alive(now) if p.peer != core.me.peer)
             waits_s = 0.0 if others and not core.evaluating.busy else LINGER_S
-            stays_s = EVALUATE_S if core.evaluating.round >= 0 else waits_s
-            if self._now() - began >= stays_s:
+            if (now - began >= EVALUATE_S) if at_it else (now - since >= waits_s):
                 return
             await asyncio.sleep(0.1)
 

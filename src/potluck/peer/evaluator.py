@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -81,7 +82,11 @@ class Evaluator:
                 loop.call_soon_threadsafe(settle, outcome)
 
         self._thread = threading.Thread(target=work, name="potluck-evaluation", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the machine has no more threads
+            self._thread = None
+            raise EvaluationFailed(f"no thread could be started: {error}") from error
         outcome = await ended
         if isinstance(outcome, EvaluationFailed):
             raise outcome
@@ -96,11 +101,12 @@ class Evaluator:
     # -- the thread ------------------------------------------------------------------------------
 
     def _outcome(self, theta: Vector) -> Metrics | EvaluationFailed:
-        with contextlib.suppress(AttributeError, OSError):  # threads have niceness of their own on Linux only
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        if sys.platform == "linux":  # elsewhere threads have no niceness of their own, and this is no process
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
             return figures(self._measured(theta), self.rises)
-        except (Exception, _BrokenOff) as error:
+        except BaseException as error:  # also SystemExit: whatever ends the thread is awaited
             told = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
             return EvaluationFailed(told)
 

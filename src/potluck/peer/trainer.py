@@ -99,14 +99,14 @@ class Trainer:
         return self._model
 
     def copied(self) -> Trainer:
-        """A trainer of a copy of the model, in evaluation mode and joined to nothing. Both share what is not
-        trained, which may be most of it.
+        """A trainer of a copy of the model, in evaluation mode and joined to nothing. Both share the memory
+        of weights that are not trained, which may be most of it: nobody may change those in place.
 
         Raises:
             UsageError: it can't be copied.
         """
         try:
-            frozen = {id(p): p for p in self._model.parameters() if not p.requires_grad}
+            frozen = {id(p): _alias(p) for p in self._model.parameters() if not p.requires_grad}
             model = copy.deepcopy(self._model, frozen)
         except Exception as error:
             raise UsageError(f"the model can't be copied, so it can't be evaluated: {error}") from error
@@ -264,6 +264,15 @@ class Trainer:
             stop = start + math.prod(parameter.shape)
             yield slice(start, stop), parameter
             start = stop
+
+
+def _alias(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    """Another parameter in the same memory, for a copy of the model; those of a library's own kind (quantized
+    ones) as they are.
+    """
+    if type(parameter) is not torch.nn.Parameter:
+        return parameter
+    return torch.nn.Parameter(parameter.data, requires_grad=False)
 
 
 def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

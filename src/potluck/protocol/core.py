@@ -476,17 +476,17 @@ class PeerCore:
         if not self._turn.looks(rank, now):
             return []
         known = self.exchange.known if self.exchange is not None else {}
+        mine = self.evaluating.verdict(self.view)
         choices = [
             decide(self.view, self.swarm, self._rules, self._times, now, known),
             agree_on_snapshot(self.view, self.swarm, self.keeping.written, now),
             lease_out(self.view, self.swarm, self._grants, now),
-            self.evaluating.verdict(self.view),
         ]
         self.reason = choices[0].reason
+        choices.insert(0 if rank is None else len(choices), mine)  # nobody else can append it
         decision = next((c for c in choices if c.body is not None), None)
         key = subject(decision, self.view) if decision is not None else None
-        place = place_for(decision, self.view, self.swarm, self.me.peer, rank, now)
-        place = 0 if key is not None and key[0] == "Evaluation" else place  # nobody else can append ours
+        place = 0 if decision is mine else place_for(decision, self.view, self.swarm, self.me.peer, rank, now)
         if not self._turn.comes(key, place, now) or decision is None or decision.body is None:
             return []
         return [Append(decision.body)]

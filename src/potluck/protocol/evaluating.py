@@ -38,6 +38,7 @@ class Evaluating:
         self._result: Evaluation | None = None
         self._due: tuple[object, float] = (None, 0.0)
         self._look_at = 0.0
+        self._begun: object = None
         self._failed: object = None
 
     def begins(self, view: RunView, swarm: Swarm, round_: int, state: str, now: float) -> bool:
@@ -56,13 +57,13 @@ class Evaluating:
             return False
         if now < self._due[1] + place * TURN_S or swarm.majority(round_, now) != state:
             return False
-        self.round = view.round
+        self.round, self._begun = view.round, due
         return True
 
     def done(self, result: Evaluation | None) -> None:
         """An evaluation ended; without a result it is left to others until the next is due."""
         self.round, self._result = -1, result
-        self._failed = None if result is not None else self._due[0]
+        self._failed = None if result is not None else self._begun
 
     def followed(self, body: Evaluation) -> None:
         """One is in the ledger, ours or another's."""
@@ -99,7 +100,8 @@ class Evaluating:
         """Our place in line; None while somebody is at it."""
         since = view.round - PATIENCE * self.every
         others = [p for p in alive if p.evaluates and p.peer != self._me]
-        if any(p.evaluating >= since for p in others if p.evaluating >= 0):
+        # One may be a record ahead of us; who says more than that is not waited for.
+        if any(max(since, 0) <= p.evaluating <= view.round + 1 for p in others):
             return None
         phases = ("training", "following", *(("leaving",) if view.finished is not None else ()))
         ours = _lot(due, self._me)

@@ -63,9 +63,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # Keys by which a config makes transformers fetch and run code, or load what is no plain tensor.
 _UNSAFE = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "use_kernels")
 
+# By these transformers asks timm, or the Hub, for a model by its name; timm loads files of any format.
+_TIMM = ("architecture", "backbone", "model_args", "use_pretrained_backbone", "use_timm_backbone")
+
 
 def check_config(config: object, where: str = "task.config") -> None:
-    """Refuses a model's config that would make a library run code from the network.
+    """Refuses a model's config that would make a library run code from the network, or bring in timm.
 
     Raises:
         RecipeError: naming the key.
@@ -84,6 +87,11 @@ def _check_keys(value: object, path: str, depth: int) -> None:
             if key in _UNSAFE or key.startswith("_"):
                 raise RecipeError(
                     f"{path}.{key} is refused: it can make a library fetch and run code, and no recipe does"
+                )
+            if key in _TIMM or (key == "model_type" and isinstance(item, str) and item.startswith("timm")):
+                raise RecipeError(
+                    f"{path}.{key} = {show(item)} is refused: it leads to timm, which can fetch weights and "
+                    "load files that hold code; take a model that transformers has itself"
                 )
             _check_keys(item, f"{path}.{key}", depth + 1)
 

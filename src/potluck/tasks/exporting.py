@@ -47,4 +47,4 @@ def _replaceable(directory: Path) -> bool:
     found = [path for path in directory.iterdir() if path.name != _CARD]
     names = {path.name for path in found if path.is_file()}
     others = {path for path in found if path.suffix not in _SUFFIXES or path.is_dir()}
-    return not others and (_MARK in names or not names)
+    return not others and (_MARK in names or not any(directory.iterdir()))

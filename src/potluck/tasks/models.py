@@ -101,8 +101,8 @@ def _weighted(auto: Any, config: Any, recipe: Recipe, base: Path | None, loading
 
 
 def _cached(load: Callable[..., Any], checkpoint: str) -> Any:
-    """The checkpoint, if the Hub's cache on this machine has it."""
+    """The checkpoint, if the Hub's cache on this machine has it, whole and of the config's shape."""
     try:
         return load(checkpoint, local_files_only=True)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError, SafetensorError):
         return None
