@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from potluck.app.output import Output, count
@@ -232,11 +234,16 @@ def _results(wanted: Wanted) -> Iterator[tuple[int, tuple[int, int, float, str]]
             if time.monotonic() > until:
                 return
         return
-    chunk = max(1, min(CHUNK, wanted.seeds // (4 * max(1, wanted.jobs))))
-    one = partial(_one, peers=wanted.peers)
+    chunk = max(1, min(CHUNK, wanted.seeds // (16 * wanted.jobs)))
+    chunks = iter([seeds[at : at + chunk] for at in range(0, len(seeds), chunk)])
+    some = partial(_some, peers=wanted.peers)
     with ProcessPoolExecutor(wanted.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for found in zip(seeds, pool.map(one, seeds, chunksize=chunk), strict=True):
-            yield found
-            if time.monotonic() > until:
-                pool.shutdown(wait=False, cancel_futures=True)
-                return
+        pending = deque(pool.submit(some, one) for one in islice(chunks, 2 * wanted.jobs))
+        while pending:
+            yield from pending.popleft().result()
+            if time.monotonic() < until:
+                pending.extend(pool.submit(some, one) for one in islice(chunks, 1))
+
+
+def _some(seeds: Sequence[int], peers: int | None) -> list[tuple[int, tuple[int, int, float, str]]]:
+    return [(seed, _one(seed, peers)) for seed in seeds]
