@@ -28,10 +28,10 @@ types: $(READY)
 	$(BIN)/mypy
 
 # Worlds in virtual time, each from its seed, small ones and of a thousand peers: about twenty minutes on two cores
-# (on slow ones as many as get done in 45), and a night.
+# (on slow ones as many as get done in 38), and a night.
 sim: $(READY)
-	$(BIN)/potluck sim --seeds 5000 --within 28
-	$(BIN)/potluck sim --seeds 20 --peers 1000 --within 14
+	$(BIN)/potluck sim --seeds 5000 --within 26
+	$(BIN)/potluck sim --seeds 20 --peers 1000 --within 12
 
 sim-nightly: $(READY)
 	$(BIN)/potluck sim --seeds 100000
