@@ -160,6 +160,25 @@ SCENARIOS = {
         at 4.02 crash peer1 for 8.1 without disk
         at 17 pause peer2 for 15
     """,
+    # A lone peer that is twenty times as slow has twenty times as long for a round (seed 4999).
+    "a slow peer alone": """
+        seed 5000
+        peers 1
+        duration_s 70
+        calm_s 0
+        delay_s 0.05 0.05
+        loss 0
+        duplicate 0
+        least_steps 8
+        outer average
+        codec fp32
+        flat 3
+        blocks 200
+        epochs 2
+        evaluate 1
+        at 4 hub away for 5
+        at 30 slow peer1 20x for 36
+    """,
     # A late reduction again: what is not followed in contributions is not in the model that keeps it either.
     "a late reduction is kept": """
         seed 3380
