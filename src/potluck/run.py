@@ -69,8 +69,8 @@ class Run(Part):
             schedule: sets the learning rates before each step, by the run's progress instead of this peer's:
                 the optimizer's own times what the schedule says, or a function of the share of the run that
                 is done. Without one they are yours.
-            raises: False: the end of the run raises nothing, for a loop that some library owns; look at
-                ``over``, and ``leave`` then.
+            raises: False: the end of the training raises nothing, for a loop that some library owns; look at
+                ``ended``, and ``leave`` then.
 
         Raises:
             UsageError: this run was left or trains no model, or has an optimizer of other parameters.

@@ -16,7 +16,7 @@ AHEAD_S = 2.0
 
 
 @dataclass(frozen=True)
-class Standing:
+class Heard:
     """What was known at one moment: what is committed, what others did since, and their speed (tokens/s)."""
 
     at: float
@@ -48,7 +48,7 @@ class Course:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._recipe, self._blocks, self._mine, self._clock = recipe, end, mine, clock
-        self._standing = Standing(clock(), 0, 0, 0, 0.0, 0.0)
+        self._heard = Heard(clock(), 0, 0, 0, 0.0, 0.0)
         self._tokens = self._done = 0.0
 
     def seen(self, view: RunView, others: Iterable[Progress]) -> None:
@@ -56,30 +56,30 @@ class Course:
         training = [p for p in others if p.phase == "training"]
         blocks = count(view.leases.included) if view.leases is not None else 0
         pending, speed = sum(p.tokens for p in training), sum(p.tokens_per_s for p in training)
-        self._standing = Standing(self._clock(), view.tokens, view.round, blocks, pending, speed)
+        self._heard = Heard(self._clock(), view.tokens, view.round, blocks, pending, speed)
 
     @property
     def tokens(self) -> float:
         """Tokens that the run has done."""
-        standing = self._standing
-        self._tokens = max(self._tokens, standing.tokens + self._pending(standing))
+        heard = self._heard
+        self._tokens = max(self._tokens, heard.tokens + self._pending(heard))
         return self._tokens
 
     @property
     def done(self) -> float:
         """The share of the run that is done, 0 to 1, by whichever end comes first; 0 if it has none."""
-        standing, end = self._standing, self._recipe.end
-        part = min(1.0, self._pending(standing) / self._recipe.rounds.tokens)
+        heard, end = self._heard, self._recipe.end
+        part = min(1.0, self._pending(heard) / self._recipe.rounds.tokens)
         shares = (
             self.tokens / end.tokens if end.tokens else 0.0,
-            (standing.round + part) / end.rounds if end.rounds else 0.0,
-            standing.blocks / self._blocks if self._blocks else 0.0,
+            (heard.round + part) / end.rounds if end.rounds else 0.0,
+            heard.blocks / self._blocks if self._blocks else 0.0,
         )
         self._done = max(self._done, min(1.0, max(shares)))
         return self._done
 
-    def _pending(self, standing: Standing) -> float:
-        others = standing.pending
+    def _pending(self, heard: Heard) -> float:
+        others = heard.pending
         if others:
-            others += standing.speed * min(AHEAD_S, self._clock() - standing.at)
+            others += heard.speed * min(AHEAD_S, self._clock() - heard.at)
         return others + self._mine()

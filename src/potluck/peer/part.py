@@ -96,7 +96,6 @@ class Part:
         self._gone: Callable[[], None] = lambda: None
         """Called once this has ended."""
         self._metrics = Metrics(place.directory)
-        _switches.begin(self)
         self._side: Alone | Speaker | Listener
         if isinstance(place, Elsewhere):
             self._background, self._node = cast("Background", place), cast("Node", place)
@@ -105,6 +104,7 @@ class Part:
             self._background = Background()
             self._node = self._call(_make(invite, place, watch), START_S)
             self._side = Alone(lambda: self._node.actions.handover, self._look)
+        _switches.begin(self)
 
     # -- coming ----------------------------------------------------------------------------------
 

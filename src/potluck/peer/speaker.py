@@ -8,6 +8,7 @@ the same places.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,14 +96,11 @@ class Alone:
         """There is nothing to close."""
 
 
-class Speaker:
-    """Rank 0 of several. ``look`` says how the run stands."""
+class OneOfSeveral(ABC):
+    """What all ranks of a peer do alike."""
 
-    def __init__(self, handover: Handover, ranks: Ranks, look: Callable[[], Standing]) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         self.ranks, self.rank, self.world = ranks, ranks.rank, ranks.world
-        self._handover, self._look = handover, look
-        self._news = False
-        self.meeting = self
         self.over: str | None = None
         self.ended: str | None = None
         self.failure: BaseException | None = None
@@ -111,6 +109,40 @@ class Speaker:
         self.threads = 0
         self.standing = Standing()
         """As all ranks know it, since the last roll call."""
+
+    @abstractmethod
+    def _roll(self, call: Call) -> Call:
+        """Call the roll, and know what comes of it."""
+
+    def meet_last(self, trainer: Trainer) -> None:
+        """All ranks leave the run, after one more boundary."""
+
+        def act() -> None:
+            self._roll(Call(Doing.LEAVE))
+            trainer.meet()
+
+        self._together(act)
+
+    def part(self, error: BaseException) -> PotluckError | None:
+        """An error ended the loop, on this rank at least. Returns what there is to say of it in our words."""
+        return self.ranks.part(error)
+
+    def close(self) -> None:
+        """The ranks do nothing together any more."""
+        self.ranks.close()
+
+    def _together(self, act: Callable[[], None]) -> None:
+        self.problem = _attempt(self.ranks, act) or self.problem
+
+
+class Speaker(OneOfSeveral):
+    """Rank 0 of several. ``look`` says how the run stands."""
+
+    def __init__(self, handover: Handover, ranks: Ranks, look: Callable[[], Standing]) -> None:
+        super().__init__(ranks)
+        self._handover, self._look = handover, look
+        self._news = False
+        self.meeting = self
 
     def stepped(self, tokens: float, loss: float | None) -> None:
         """One inner step is done, on all ranks."""
@@ -167,15 +199,6 @@ class Speaker:
         """The others are told, now and then, that they wait for something."""
         self.ranks.wait()
 
-    def meet_last(self, trainer: Trainer) -> None:
-        """All ranks leave the run, after one more boundary."""
-
-        def act() -> None:
-            self._roll(Call(Doing.LEAVE))
-            trainer.meet()
-
-        self._together(act)
-
     def finish(self, trainer: Trainer, theta: Vector | None) -> None:
         """All ranks have left; the shared parameters are in their models."""
 
@@ -185,17 +208,6 @@ class Speaker:
             self.joined(Done())
 
         self._together(act)
-
-    def part(self, error: BaseException) -> PotluckError | None:
-        """An error ended the loop, on this rank at least. Returns what there is to say of it in our words."""
-        return self.ranks.part(error)
-
-    def close(self) -> None:
-        """The ranks do nothing together any more."""
-        self.ranks.close()
-
-    def _together(self, act: Callable[[], None]) -> None:
-        self.problem = _attempt(self.ranks, act) or self.problem
 
     def _roll(self, call: Call, quiet: bool = False) -> Call:
         over, failure, self.standing = self._handover.over, self._handover.failure, self._look()
@@ -219,21 +231,13 @@ class Speaker:
         return together
 
 
-class Listener:
+class Listener(OneOfSeveral):
     """The other ranks'."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.rank, self.world = ranks, ranks.rank, ranks.world
+        super().__init__(ranks)
         self._deal: Deal | None = None
         self.meeting = self
-        self.over: str | None = None
-        self.ended: str | None = None
-        self.failure: BaseException | None = None
-        self.problem: PotluckError | None = None
-        """What kept the ranks from leaving together."""
-        self.threads = 0
-        self.standing = Standing()
-        """As all ranks know it, since the last roll call."""
 
     def stepped(self, tokens: float, loss: float | None) -> None:
         """One inner step is done, on all ranks."""
@@ -261,15 +265,6 @@ class Listener:
     def wait(self) -> None:
         """Nobody waits for this rank."""
 
-    def meet_last(self, trainer: Trainer) -> None:
-        """As rank 0's."""
-
-        def act() -> None:
-            self._roll(Call(Doing.LEAVE))
-            trainer.meet()
-
-        self._together(act)
-
     def finish(self, trainer: Trainer, theta: Vector | None) -> None:
         """As rank 0's, which has the parameters."""
 
@@ -277,17 +272,6 @@ class Listener:
             self.obey(trainer)
 
         self._together(act)
-
-    def part(self, error: BaseException) -> PotluckError | None:
-        """As rank 0's."""
-        return self.ranks.part(error)
-
-    def close(self) -> None:
-        """As rank 0's."""
-        self.ranks.close()
-
-    def _together(self, act: Callable[[], None]) -> None:
-        self.problem = _attempt(self.ranks, act) or self.problem
 
     def obey(self, trainer: Trainer) -> Done:
         """Do what rank 0 tells until something is done.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +18,12 @@ from potluck.tasks.lora import merged as with_adapters
 from potluck.tasks.lora import write_adapters
 from potluck.tasks.models import make_model
 from potluck.tasks.text import Text
-from potluck.tasks.training import Batch, evaluating, inner_optimizer, run_model, take_steps
+from potluck.tasks.training import Batch, Trained, evaluating, loss_of
 
 _TEMPERATURE = 0.8
 
 
-class CausalLM:
+class CausalLM(Trained):
     """A causal language model, its text and its loss, as a recipe and the run's files define them.
 
     Raises:
@@ -70,35 +69,13 @@ class CausalLM:
         for ids in windows(self.text.train, task.context, task.batch, np.random.default_rng(seed)):
             yield _batch(ids)
 
-    def optimizer(
-        self,
-        model: torch.nn.Module,
-        done: Callable[[], float] = lambda: 0.0,
-        tokens: Callable[[], float] = lambda: math.inf,
-    ) -> torch.optim.Optimizer:
-        """The recipe's inner optimizer, as ``training.inner_optimizer``."""
-        return inner_optimizer(self.recipe, model, done, tokens)
-
-    def train(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batches: Iterable[Batch],
-        on_loss: Callable[[float], None] | None = None,
-    ) -> None:
-        """Inner steps until the batches end, or until what hooks on ``optimizer.step`` ends them.
-
-        ``on_loss`` gets each batch's loss, in nats per token, before the step that it leads to.
-        """
-        take_steps(self.recipe, model, optimizer, (_loss(model, batch) for batch in batches), on_loss)
-
     def evaluate(self, model: torch.nn.Module, max_batches: int | None = None) -> tuple[float, float]:
         """Loss on the held-out text: nats per token, and bits per byte."""
         nats, rows = 0.0, 0
         task, text = self.recipe.task, self.text
         with evaluating(model):
             for ids in islice(heldout_batches(text.heldout, task.context, task.batch), max_batches):
-                nats += _loss(model, _batch(ids)).item() * len(ids)
+                nats += loss_of(model, _batch(ids)).item() * len(ids)
                 rows += len(ids)
         loss = nats / rows
         return loss, bits_per_byte(loss, len(text.heldout), text.heldout_bytes)
@@ -148,8 +125,3 @@ class CausalLM:
 def _batch(ids: np.ndarray[Any, np.dtype[np.int64]]) -> Batch:
     rows = torch.from_numpy(ids)
     return {"input_ids": rows, "labels": rows}
-
-
-def _loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean loss in nats per predicted token; the model itself shifts the labels by one."""
-    return cast("torch.Tensor", run_model(model, batch).loss)

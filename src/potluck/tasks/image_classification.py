@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ from potluck.tasks.exporting import write_export
 from potluck.tasks.lora import merged as with_adapters
 from potluck.tasks.models import make_model, read_config
 from potluck.tasks.text import require
-from potluck.tasks.training import Batch, evaluating, inner_optimizer, run_model, take_steps
+from potluck.tasks.training import Batch, Trained, evaluating, run_model
 
 _FILES = ("config.json", "train.safetensors", "heldout.safetensors")
 
 
-class ImageClassification:
+class ImageClassification(Trained):
     """A classifier, its images and its loss, as a recipe and the run's files define them. Pixels are scaled
     to -1…1. Its second measure is the share of held-out images that are classified rightly.
 
@@ -92,26 +91,6 @@ class ImageClassification:
         for position in positions:
             numbers = samples_of(position, count, size, self.recipe.data.seed)
             yield _batch(self.images.some(np.array(numbers)))
-
-    def optimizer(
-        self,
-        model: torch.nn.Module,
-        done: Callable[[], float] = lambda: 0.0,
-        tokens: Callable[[], float] = lambda: math.inf,
-    ) -> torch.optim.Optimizer:
-        """The recipe's inner optimizer, as ``training.inner_optimizer``."""
-        return inner_optimizer(self.recipe, model, done, tokens)
-
-    def train(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batches: Iterable[Batch],
-        on_loss: Callable[[float], None] | None = None,
-    ) -> None:
-        """As ``CausalLM.train``; losses are nats per image."""
-        losses = (cast("torch.Tensor", run_model(model, batch).loss) for batch in batches)
-        take_steps(self.recipe, model, optimizer, losses, on_loss)
 
     def evaluate(self, model: torch.nn.Module, max_batches: int | None = None) -> tuple[float, float]:
         """Loss on the held-out images, nats per image, and the share that is classified rightly."""

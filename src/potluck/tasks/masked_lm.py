@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +21,7 @@ from potluck.tasks.lora import merged as with_adapters
 from potluck.tasks.lora import write_adapters
 from potluck.tasks.models import make_model
 from potluck.tasks.text import Text
-from potluck.tasks.training import Batch, evaluating, inner_optimizer, run_model, take_steps
+from potluck.tasks.training import Batch, Trained, evaluating, run_model
 
 CHOSEN = 0.15
 """The share of tokens that are to be told."""
@@ -35,7 +34,7 @@ _NOT_ASKED = -100
 _HELD_OUT_SEED = 1
 
 
-class MaskedLM:
+class MaskedLM(Trained):
     """A masked language model, its text and its loss, as a recipe and the run's files define them. Its second
     measure is the share of masked tokens that are told rightly.
 
@@ -78,26 +77,6 @@ class MaskedLM:
         for position in positions:
             draw = np.random.default_rng((self.recipe.data.seed, position))
             yield self._masked(self.text.batch(position), draw)
-
-    def optimizer(
-        self,
-        model: torch.nn.Module,
-        done: Callable[[], float] = lambda: 0.0,
-        tokens: Callable[[], float] = lambda: math.inf,
-    ) -> torch.optim.Optimizer:
-        """The recipe's inner optimizer, as ``training.inner_optimizer``."""
-        return inner_optimizer(self.recipe, model, done, tokens)
-
-    def train(
-        self,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batches: Iterable[Batch],
-        on_loss: Callable[[float], None] | None = None,
-    ) -> None:
-        """As ``CausalLM.train``; losses are nats per masked token."""
-        losses = (cast("torch.Tensor", run_model(model, batch).loss) for batch in batches)
-        take_steps(self.recipe, model, optimizer, losses, on_loss)
 
     def evaluate(self, model: torch.nn.Module, max_batches: int | None = None) -> tuple[float, float]:
         """Loss on the held-out text, with the same tokens masked each time: nats per masked token, and the

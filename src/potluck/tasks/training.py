@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -88,6 +88,40 @@ def run_model(model: torch.nn.Module, batch: Batch) -> Any:
     """What a model of transformers makes of a batch, on its own device."""
     device = next(model.parameters()).device
     return model(**{name: rows.to(device) for name, rows in batch.items()})
+
+
+def loss_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Mean loss of a batch, as a model of transformers computes it from the labels, in nats."""
+    return cast("torch.Tensor", run_model(model, batch).loss)
+
+
+class Trained:
+    """How the built-in tasks train, whose batches are those of transformers."""
+
+    recipe: Recipe
+
+    def optimizer(
+        self,
+        model: torch.nn.Module,
+        done: Callable[[], float] = lambda: 0.0,
+        tokens: Callable[[], float] = lambda: math.inf,
+    ) -> torch.optim.Optimizer:
+        """The recipe's inner optimizer, as ``inner_optimizer``."""
+        return inner_optimizer(self.recipe, model, done, tokens)
+
+    def train(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Iterable[Batch],
+        on_loss: Callable[[float], None] | None = None,
+    ) -> None:
+        """Inner steps until the batches end, or until what hooks on ``optimizer.step`` ends them.
+
+        ``on_loss`` gets each batch's loss, in nats per token, masked token or image, before the step that it
+        leads to.
+        """
+        take_steps(self.recipe, model, optimizer, (loss_of(model, batch) for batch in batches), on_loss)
 
 
 def _matrices(model: Any) -> list[torch.nn.Parameter]:
